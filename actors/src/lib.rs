@@ -1,0 +1,4 @@
+//! The actors of a Troupe node.
+
+pub mod id;
+pub mod registry;

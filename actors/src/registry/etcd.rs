@@ -1,0 +1,1 @@
+//! The backend that talks to etcd, or to anything that speaks its protocol.

@@ -1,0 +1,228 @@
+//! The registry: where nodes register and where mastership is decided. etcd, or the embedded server that speaks its protocol.
+//!
+//! This page is the contract of the folder. [`Backend`] is what a registry must offer: one linearizable read, one
+//! transaction, leases, one watch. The algorithm (registration, view, claims, verdicts) stays above it, so that a new
+//! backend never re-implements an election. Every backend passes [`contract`].
+//!
+//! Promises of a backend: a transaction that answered has happened or not, as it says; times are bounded by
+//! [`Timeouts`]; an error says whether the outcome is unknown. It does *not* promise that a watch is complete: a watch
+//! is a hint, and every safety decision sits inside a compare-transaction.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
+
+pub mod embedded;
+pub mod etcd;
+
+/// One key with what the registry knows of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kv {
+    /// The key, always UTF-8 under a cluster's prefix.
+    pub key: String,
+    /// The value, opaque.
+    pub value: Bytes,
+    /// Revision at which this life of the key began; for a registration, the incarnation.
+    pub create_revision: i64,
+    /// Revision of its last change; for the master key, the epoch.
+    pub mod_revision: i64,
+    /// How often this life of the key was put, from 1.
+    pub version: i64,
+    /// The lease it hangs on; 0 for none.
+    pub lease: i64,
+}
+
+/// Which registry answered, and as of when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    /// The registry's own cluster id; another one means another registry.
+    pub cluster_id: u64,
+    /// The store revision of the answer.
+    pub revision: i64,
+}
+
+/// Everything under a prefix at one revision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listing {
+    /// Who answered, at which revision.
+    pub stamp: Stamp,
+    /// Sorted by key.
+    pub kvs: Vec<Kv>,
+}
+
+/// A condition of a transaction; all must hold. 0 means "the key does not exist".
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Compare {
+    /// `create_revision(key) == revision`.
+    Created(String, i64),
+    /// `mod_revision(key) == revision`.
+    Modified(String, i64),
+}
+
+/// A write or read inside a transaction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// Put a value under a lease (0 for none).
+    Put {
+        /// The key.
+        key: String,
+        /// The value.
+        value: Bytes,
+        /// The lease, 0 for none.
+        lease: i64,
+    },
+    /// Delete one key.
+    Delete(String),
+    /// Delete all that starts with this prefix.
+    DeletePrefix(String),
+    /// Read one key.
+    Get(String),
+    /// Read all that starts with this prefix.
+    List(String),
+}
+
+/// IF all `when` THEN `then` ELSE `otherwise`, atomically. At most 128 operations and 1.5 MiB.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Txn {
+    /// The conditions.
+    pub when: Vec<Compare>,
+    /// What happens when all hold.
+    pub then: Vec<Op>,
+    /// What happens when one does not.
+    pub otherwise: Vec<Op>,
+}
+
+/// What a transaction did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TxnOutcome {
+    /// Whether all conditions held, so `then` was done.
+    pub succeeded: bool,
+    /// Who answered; `revision` is that of the transaction when it wrote.
+    pub stamp: Stamp,
+    /// One entry per operation done, in order; empty for writes.
+    pub reads: Vec<Vec<Kv>>,
+}
+
+/// A granted lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// Its id, never 0.
+    pub id: i64,
+    /// The time to live that was granted (etcd grants 2 s at the least).
+    pub ttl: Duration,
+}
+
+/// One change seen by a watch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// The key was put.
+    Put(Kv),
+    /// The key was deleted or its lease ended, at this revision.
+    Delete {
+        /// The key.
+        key: String,
+        /// Revision of the deletion.
+        revision: i64,
+    },
+}
+
+/// Changes of one registry revision or more, in order. Empty is a sign of life (progress).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WatchBatch {
+    /// Who answered, at which revision.
+    pub stamp: Stamp,
+    /// In order of revision.
+    pub changes: Vec<Change>,
+}
+
+/// A running watch; it ends with an error, or with `None` when the server closed it.
+pub type WatchStream = BoxStream<'static, Result<WatchBatch, RegistryError>>;
+
+/// What the registry's process says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// Version it reports.
+    pub version: String,
+    /// Size of its database in bytes.
+    pub db_size: u64,
+    /// Revision it is at.
+    pub revision: i64,
+}
+
+/// Bounds on every call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// For a TCP (and TLS) connection.
+    pub connect: Duration,
+    /// For a unary call, end to end.
+    pub request: Duration,
+    /// HTTP/2 keep-alive: ping after this much silence, give up after as much again.
+    pub keep_alive: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(1),
+            request: Duration::from_secs(2),
+            keep_alive: Duration::from_secs(1),
+        }
+    }
+}
+
+/// Why a call to the registry did not do what was asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RegistryError {
+    /// Nobody answered, or not in time. A write may or may not have happened: send the same conditional transaction again.
+    #[error("registry unreachable at {endpoints}: {why}")]
+    Unreachable {
+        /// Where it was tried.
+        endpoints: String,
+        /// The last failure, in the transport's words.
+        why: String,
+    },
+    /// The lease is not known (any more); nothing was changed.
+    #[error("lease {id} is gone")]
+    LeaseLost {
+        /// The lease.
+        id: i64,
+    },
+    /// The watched or read revision was compacted away: list again.
+    #[error("revision is compacted, the oldest kept is {oldest}")]
+    Compacted {
+        /// The oldest revision that can still be read.
+        oldest: i64,
+    },
+    /// The registry refused the request itself; nothing was changed. The caller's fault, or the registry's policy.
+    #[error("registry refused: {why}")]
+    Refused {
+        /// The registry's words.
+        why: String,
+    },
+}
+
+/// What a registry must offer. See the module page for its promises.
+pub trait Backend: Send + Sync {
+    /// Reads everything under `prefix` (a key itself counts), linearizably, at one revision; in pages under the reply limit.
+    fn list(&self, prefix: &str) -> BoxFuture<'static, Result<Listing, RegistryError>>;
+    /// Does one transaction.
+    fn txn(&self, txn: Txn) -> BoxFuture<'static, Result<TxnOutcome, RegistryError>>;
+    /// Grants a lease of at least `ttl`.
+    fn grant(&self, ttl: Duration) -> BoxFuture<'static, Result<Lease, RegistryError>>;
+    /// Renews a lease once; answers its new remaining time, or [`RegistryError::LeaseLost`].
+    fn renew(&self, lease: i64) -> BoxFuture<'static, Result<Duration, RegistryError>>;
+    /// Remaining time of a lease, or [`RegistryError::LeaseLost`].
+    fn remaining(&self, lease: i64) -> BoxFuture<'static, Result<Duration, RegistryError>>;
+    /// Ends a lease and deletes its keys. A lease that is already gone is fine.
+    fn revoke(&self, lease: i64) -> BoxFuture<'static, Result<(), RegistryError>>;
+    /// Watches `prefix` from `revision` on (inclusive). Answers when the server has confirmed.
+    fn watch(
+        &self,
+        prefix: &str,
+        revision: i64,
+    ) -> BoxFuture<'static, Result<WatchStream, RegistryError>>;
+    /// What the registry says of itself.
+    fn status(&self) -> BoxFuture<'static, Result<Status, RegistryError>>;
+}
