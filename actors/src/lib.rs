@@ -1,4 +1,12 @@
 //! The actors of a Troupe node.
 
+pub mod cluster;
+pub mod discovery;
+pub mod events;
 pub mod id;
+pub mod job;
+pub mod master;
 pub mod registry;
+pub mod transport;
+pub mod wire;
+pub mod worker;

@@ -226,3 +226,93 @@ pub trait Backend: Send + Sync {
     /// What the registry says of itself.
     fn status(&self) -> BoxFuture<'static, Result<Status, RegistryError>>;
 }
+
+/// Knobs of the registry's client side, `[registry]` in `config.toml`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RegistrySettings {
+    /// `http://host:port` of each member; empty means the embedded registry of this machine.
+    pub endpoints: Vec<String>,
+    /// Time to live of the registration's lease.
+    pub ttl: Duration,
+    /// The lease is renewed this often.
+    pub renew: Duration,
+    /// Bounds on every call.
+    pub timeouts: Timeouts,
+    /// The view is listed again this often even when the watch seems fine.
+    pub relist: Duration,
+    /// First and longest wait between tries while the registry is away.
+    pub retry_min: Duration,
+    /// See `retry_min`.
+    pub retry_max: Duration,
+}
+
+impl Default for RegistrySettings {
+    fn default() -> Self {
+        Self {
+            endpoints: Vec::new(),
+            ttl: Duration::from_secs(120),
+            renew: Duration::from_secs(60),
+            timeouts: Timeouts::default(),
+            relist: Duration::from_secs(30),
+            retry_min: Duration::from_millis(50),
+            retry_max: Duration::from_millis(500),
+        }
+    }
+}
+
+/// Read keys for an operator, with what is left of their leases.
+#[derive(Clone, Debug, actix::Message)]
+#[rtype(result = "Result<Vec<KeyView>, RegistryError>")]
+pub struct ListKeys {
+    /// Relative to the cluster's prefix unless it starts with `/`.
+    pub prefix: String,
+}
+
+/// One key as the API shows it.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct KeyView {
+    /// The key.
+    pub key: String,
+    /// The value; JSON when it is JSON, else a string.
+    pub value: serde_json::Value,
+    /// Revision at which this life of the key began.
+    pub create_revision: i64,
+    /// Revision of its last change.
+    pub mod_revision: i64,
+    /// The lease, 0 for none, hex elsewhere in etcd.
+    pub lease: i64,
+    /// What is left of the lease, seconds.
+    pub ttl_s: Option<u64>,
+    /// Name of the node it belongs to, when that is known.
+    pub owner: Option<String>,
+    /// Why it looks stale (`owner is not registered`, …), when it does.
+    pub stale: Option<String>,
+}
+
+/// How the registry and our registration stand.
+#[derive(Clone, Copy, Debug, actix::Message)]
+#[rtype(result = "RegistrySnapshot")]
+pub struct AskRegistry;
+
+/// Answer to [`AskRegistry`].
+#[derive(
+    Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize, actix::MessageResponse,
+)]
+pub struct RegistrySnapshot {
+    /// Where it is.
+    pub endpoints: Vec<String>,
+    /// Whether it answers now.
+    pub up: bool,
+    /// Since when it does or does not, seconds.
+    pub since_s: u64,
+    /// What it says is its version, once known.
+    pub version: Option<String>,
+    /// Our incarnation; 0 while unregistered.
+    pub incarnation: i64,
+    /// What is left of our lease as last told, seconds.
+    pub lease_remaining_s: Option<u64>,
+    /// Last revision seen.
+    pub revision: i64,
+    /// The last error, in words.
+    pub last_error: Option<String>,
+}

@@ -1,0 +1,256 @@
+//! Sessions between nodes: authenticated-later TCP with framed messages.
+//!
+//! This page is the contract of the folder. Promises: one session per peer incarnation; messages of one class arrive in
+//! order or the session breaks; control never waits behind bulk; every break and every re-dial is told to
+//! [`Peers`]' owner as a [`SessionEvent`]; every queue has a bound. It does *not* promise delivery: whoever needs an
+//! answer re-sends after [`SessionEvent::Up`].
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use actix::{Message, Recipient};
+
+use crate::id::{Generation, Incarnation, NodeId};
+use crate::wire::{Envelope, Message as WireMessage};
+
+/// Knobs of the transport, `[transport]` in `config.toml`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TransportSettings {
+    /// Largest frame accepted or sent, bytes.
+    pub max_frame: usize,
+    /// A handshake must be done within this.
+    pub handshake_timeout: Duration,
+    /// Handshakes at one time, both directions; beyond, inbound ones are closed at once.
+    pub max_handshakes: usize,
+    /// A TCP connection must be made within this.
+    pub dial_timeout: Duration,
+    /// First and longest wait between dials to a peer that does not answer.
+    pub redial_min: Duration,
+    /// See `redial_min`.
+    pub redial_max: Duration,
+    /// A session without a byte for this long is broken.
+    pub idle_timeout: Duration,
+    /// Bulk messages queued per session; beyond, `Send` answers `Full`.
+    pub bulk_queue: usize,
+    /// Control messages queued per session; beyond, the session is broken.
+    pub control_queue: usize,
+}
+
+impl Default for TransportSettings {
+    fn default() -> Self {
+        Self {
+            max_frame: 1024 * 1024,
+            handshake_timeout: Duration::from_secs(2),
+            max_handshakes: 256,
+            dial_timeout: Duration::from_secs(1),
+            redial_min: Duration::from_millis(50),
+            redial_max: Duration::from_secs(5),
+            idle_timeout: Duration::from_secs(10),
+            bulk_queue: 4096,
+            control_queue: 1024,
+        }
+    }
+}
+
+/// A peer to keep a session with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerSpec {
+    /// Identity.
+    pub id: NodeId,
+    /// Which life of it.
+    pub incarnation: Incarnation,
+    /// Its label, for logs.
+    pub name: String,
+    /// `host:port`; a DNS name is resolved at each dial.
+    pub address: String,
+}
+
+/// Exactly these peers are wanted: dial the new ones, hang up on those that are gone (inbound sessions of ids not named
+/// here are kept: the other side may know of us before we know of it). Unchanged ones are left alone.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "()")]
+pub struct Peers(pub Vec<PeerSpec>);
+
+/// We are registered as this incarnation, in this generation of the registry. A changed one closes every session (each
+/// is dialled again), since a session belongs to a pair of incarnations.
+#[derive(Clone, Copy, Debug, Message, PartialEq, Eq)]
+#[rtype(result = "()")]
+pub struct Incarnated {
+    /// Our incarnation; NONE while unregistered.
+    pub incarnation: Incarnation,
+    /// Which life of the registry.
+    pub generation: Generation,
+}
+
+/// Why a message was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SendError {
+    /// No session to that node.
+    #[error("no session to that node")]
+    NoSession,
+    /// Its bulk queue is full; nothing was queued.
+    #[error("the queue to that node is full")]
+    Full,
+    /// The message is larger than a frame may be; nothing was queued.
+    #[error("the message is larger than a frame may be")]
+    TooLarge,
+}
+
+/// Send one message to one node; `Ok` means queued on a live session. A message to this node itself is delivered to its
+/// own desk without a session, in order, so that a lone master is its own worker by the same code.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "Result<(), SendError>")]
+pub struct Send {
+    /// Receiver.
+    pub to: NodeId,
+    /// The message; the header is added by the transport (epoch from the fence, clock).
+    pub message: WireMessage,
+}
+
+/// Send one message to every live session.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "()")]
+pub struct Broadcast(pub WireMessage);
+
+/// Dial an address outside of any session, say hello and hang up: is it there, and who is it? Never fails: the outcome is the answer.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "DialOutcome")]
+pub struct Dial {
+    /// `host:port`.
+    pub address: String,
+}
+
+/// What a dial found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DialOutcome {
+    /// Somebody answered the hello.
+    Answered {
+        /// Who.
+        id: NodeId,
+        /// Which life of it.
+        incarnation: Incarnation,
+        /// Its label.
+        name: String,
+        /// Its machine.
+        host: String,
+    },
+    /// Somebody answered and refused us, in these words.
+    Turned(String),
+    /// The machine is there and nothing listens.
+    Refused,
+    /// No answer within the dial time-out, no route, or no such name.
+    Silent(String),
+}
+
+/// When the last byte of a session arrived, in µs of the transport's own monotonic clock; shared, so that a heartbeat tick reads it for nothing.
+#[derive(Clone, Debug)]
+pub struct Heard {
+    origin: std::time::Instant,
+    last_us: Arc<AtomicU64>,
+}
+
+impl Heard {
+    /// Heard now.
+    pub fn new(now: std::time::Instant) -> Self {
+        Self {
+            origin: now,
+            last_us: Arc::default(),
+        }
+    }
+
+    /// A byte arrived.
+    pub fn mark(&self, now: std::time::Instant) {
+        let us = now.saturating_duration_since(self.origin).as_micros();
+        self.last_us
+            .fetch_max(u64::try_from(us).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// When the last byte arrived.
+    pub fn last(&self) -> std::time::Instant {
+        self.origin + Duration::from_micros(self.last_us.load(Ordering::Relaxed))
+    }
+}
+
+/// Who is at the other end of a session.
+#[derive(Clone, Debug)]
+pub struct SessionPeer {
+    /// Identity.
+    pub id: NodeId,
+    /// Which life of it, as it said hello.
+    pub incarnation: Incarnation,
+    /// Its label.
+    pub name: String,
+    /// The address it advertises.
+    pub address: String,
+    /// Where its bytes come from.
+    pub remote: SocketAddr,
+    /// True when it dialled us.
+    pub inbound: bool,
+}
+
+/// What happens to sessions.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "()")]
+pub enum SessionEvent {
+    /// A session is up.
+    Up {
+        /// With whom.
+        peer: SessionPeer,
+        /// When its last byte arrived.
+        heard: Heard,
+    },
+    /// The session broke; a re-dial of a wanted peer starts at once.
+    Down {
+        /// With whom.
+        id: NodeId,
+        /// Which life of it.
+        incarnation: Incarnation,
+        /// Why, in words.
+        why: String,
+    },
+    /// A dial to a wanted peer failed.
+    DialFailed {
+        /// To whom.
+        id: NodeId,
+        /// Which life of it.
+        incarnation: Incarnation,
+        /// What was found.
+        outcome: DialOutcome,
+    },
+    /// We turned somebody away, or were turned away, for good reason (other cluster, version, generation).
+    Refused {
+        /// Who, as far as known.
+        peer: String,
+        /// Why, in words.
+        why: String,
+    },
+}
+
+/// A batch of messages of one session, in order. One actor message carries many.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "()")]
+pub struct Inbound {
+    /// From whom.
+    pub from: NodeId,
+    /// Which life of it.
+    pub incarnation: Incarnation,
+    /// What was said, all for one [`crate::wire::Desk`].
+    pub envelopes: Vec<Envelope>,
+}
+
+/// Where the transport delivers.
+#[derive(Clone)]
+pub struct Desks {
+    /// Heartbeats, probes and what concerns mastership.
+    pub discovery: Recipient<Inbound>,
+    /// Reports, results.
+    pub master: Recipient<Inbound>,
+    /// Assignments, acknowledgements.
+    pub worker: Recipient<Inbound>,
+    /// Carried API requests and responses.
+    pub admin: Recipient<Inbound>,
+    /// Session events go to these, in this order.
+    pub events: Vec<Recipient<SessionEvent>>,
+}
