@@ -103,7 +103,7 @@ messages! {
     1 Heartbeat Control Discovery
     2 Probe Control Discovery
     3 ProbeAnswer Control Discovery
-    4 YourTurn Control Discovery
+    4 YourTurn Bulk Discovery
     5 DialBack Control Discovery
     6 Fenced Control Discovery
     7 Unknown Control Transport

@@ -3,6 +3,11 @@
 //! This page is the contract of the folder. Promises: one immutable [`crate::cluster::Cluster`] at each change; a verdict
 //! only on evidence (DESIGN 3.2); at most one owner per epoch; a change of membership disturbs nobody else.
 
+pub mod election;
+pub mod membership;
+pub mod suspicion;
+pub mod verdict;
+
 use std::time::Duration;
 
 use actix::Message;

@@ -16,6 +16,7 @@ use futures_util::stream::BoxStream;
 
 pub mod embedded;
 pub mod etcd;
+pub mod session;
 
 /// One key with what the registry knows of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
