@@ -49,6 +49,8 @@ pub struct Ballot {
     pub members: Vec<Candidate>,
     /// `mod_revision` of the master key; 0 when absent.
     pub master_revision: i64,
+    /// Revision of the view all this was read at.
+    pub view_revision: i64,
     /// Who sits, when its incarnation is registered.
     pub seated: Option<(NodeId, Epoch)>,
     /// The epoch we lead under, when we do.
@@ -155,7 +157,8 @@ impl Election {
         let held = ballot
             .seated
             .is_some_and(|(id, seated)| id == ballot.me && seated <= epoch);
-        if !held && ballot.master_revision > epoch.revision {
+        // A view older than our own claim says nothing of it.
+        if !held && ballot.view_revision > epoch.revision {
             return Decision::StandDown(Why::Deposed);
         }
         if lasts(&mut self.cut_since, ballot.reaches_less_than_half(), now) >= Some(self.floor) {
@@ -172,11 +175,15 @@ impl Election {
     fn decide_following(&mut self, ballot: &Ballot, now: Instant) -> Decision {
         self.cut_since = None;
         self.registry_lost_since = None;
-        let may = ballot.registry
-            && !ballot.retired
-            && ballot.seated.is_none()
-            && ballot.reaches_more_than_half()
-            && !self.abstains(ballot, now);
+        let able = ballot.registry && !ballot.retired && ballot.reaches_more_than_half();
+        // The key is ours and we do not lead: an earlier life of this actor did. It takes over from itself.
+        if able && ballot.seated.is_some_and(|(id, _)| id == ballot.me) {
+            return Decision::Claim {
+                expected: ballot.master_revision,
+                rank: 0,
+            };
+        }
+        let may = able && ballot.seated.is_none() && !self.abstains(ballot, now);
         let rank = ballot.rank_of_me().filter(|_| may);
         let vacant = lasts(&mut self.vacant_since, rank.is_some(), now);
         let (Some(rank), Some(vacant)) = (rank, vacant) else {
@@ -322,6 +329,7 @@ mod tests {
             me: NodeId(me),
             members: members.to_vec(),
             master_revision: 0,
+            view_revision: 0,
             seated: None,
             leading: None,
             registry: true,
@@ -435,6 +443,7 @@ mod tests {
         deposed.leading = Some(epoch(9));
         deposed.seated = Some((NodeId(2), epoch(12)));
         deposed.master_revision = 12;
+        deposed.view_revision = 12;
         let now = Instant::now();
         let down = election().decide(&deposed, now);
         assert_eq!(down, Decision::StandDown(Why::Deposed));
@@ -442,6 +451,25 @@ mod tests {
         gone.leading = Some(epoch(9));
         let down = election().decide(&gone, now);
         assert_eq!(down, Decision::StandDown(Why::Unregistered));
+    }
+
+    #[test]
+    fn a_key_that_is_ours_while_we_do_not_lead_is_taken_over_from_ourselves() {
+        let mut ours = ballot(2, &[candidate(1), candidate(2)]);
+        ours.seated = Some((NodeId(2), epoch(9)));
+        ours.master_revision = 9;
+        let claim = election().decide(&ours, Instant::now());
+        let expected = 9;
+        assert_eq!(claim, Decision::Claim { expected, rank: 0 });
+    }
+
+    #[test]
+    fn a_master_whose_key_was_deleted_stands_down() {
+        let mut gone = ballot(1, &[candidate(1)]);
+        gone.leading = Some(epoch(9));
+        gone.view_revision = 10;
+        let down = election().decide(&gone, Instant::now());
+        assert_eq!(down, Decision::StandDown(Why::Deposed));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! This page is the contract of the folder. Promises: one immutable [`crate::cluster::Cluster`] at each change; a verdict
 //! only on evidence (DESIGN 3.2); at most one owner per epoch; a change of membership disturbs nobody else.
 
+pub mod actor;
 pub mod election;
 pub mod membership;
 pub mod suspicion;
@@ -107,3 +108,8 @@ pub struct Retire;
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "()")]
 pub struct EpochSeen(pub Epoch);
+
+/// From a new life of any actor that lives by the picture: tell it again.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub struct Reborn;

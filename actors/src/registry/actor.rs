@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use actix::{
     Actor, ActorFutureExt, AsyncContext, Context, Handler, Message, Recipient, ResponseFuture,
-    Supervised, WrapFuture,
+    WrapFuture,
 };
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -141,8 +141,6 @@ enum Lost {
     Condemned,
     /// The lease ended.
     Lease,
-    /// The registry is another one now.
-    Replaced,
 }
 
 struct Shared {
@@ -216,12 +214,6 @@ impl Actor for RegistryActor {
                 .into_actor(self)
                 .map(|(), _, _| ()),
         );
-    }
-}
-
-impl Supervised for RegistryActor {
-    fn restarting(&mut self, _: &mut Self::Context) {
-        *self = Self::new(self.seed.clone());
     }
 }
 
@@ -347,7 +339,7 @@ impl Session {
             if self.shared.borrow().retired {
                 return;
             }
-            let wait = backoff.next(&mut rand::rng());
+            let wait = backoff.next_delay(&mut rand::rng());
             self.sleep_or_nudge(wait).await;
         }
     }
@@ -366,6 +358,9 @@ impl Session {
             }
             if let Some(lost) = self.check_standing() {
                 register_at = Some(Instant::now() + self.lost_registration(lost));
+            }
+            if register_at.is_none() && self.shared.borrow().standing.is_none() {
+                register_at = Some(Instant::now());
             }
             self.answer_challenge().await?;
             self.publish();
@@ -449,11 +444,7 @@ impl Session {
     async fn drop_own_registration(&self) -> Result<(), RegistryError> {
         let txn = {
             let shared = self.shared.borrow();
-            clear_leftover(
-                &shared.mirror,
-                &self.keys,
-                &shared.registration.address(),
-            )
+            clear_leftover(&shared.mirror, &self.keys, &shared.registration.address())
         };
         self.clear(txn).await
     }
@@ -510,7 +501,11 @@ impl Session {
             return None;
         }
         let expired = standing.renewed.elapsed() > standing.ttl;
-        Some(if expired { Lost::Lease } else { Lost::Condemned })
+        Some(if expired {
+            Lost::Lease
+        } else {
+            Lost::Condemned
+        })
     }
 
     /// Our registration is gone: tells everybody, and answers how long to wait before the next one.
@@ -529,7 +524,6 @@ impl Session {
         let reason = match lost {
             Lost::Condemned => "removed by the verdict of a peer",
             Lost::Lease => "the lease ended",
-            Lost::Replaced => "the registry was replaced",
         };
         log::warn!(target: "registry", event = "node.deregistered", reason = reason, duration_ms = wait.as_millis() as u64; "our registration is gone, registering again");
         self.tell_incarnation();
@@ -723,7 +717,11 @@ impl Session {
         }
         let rolled = roll_name();
         log::info!(target: "registry", event = "registry.name_taken", name = name, rolled = rolled.as_str(); "the rolled name is taken, rolling again");
-        self.shared.borrow_mut().registration.name.clone_from(&rolled);
+        self.shared
+            .borrow_mut()
+            .registration
+            .name
+            .clone_from(&rolled);
         *self
             .seed
             .identity
@@ -898,9 +896,7 @@ impl Session {
 
     fn tell_incarnation(&self) {
         let shared = self.shared.borrow();
-        let incarnation = shared
-            .standing
-            .map_or(Incarnation::NONE, |s| s.incarnation);
+        let incarnation = shared.standing.map_or(Incarnation::NONE, |s| s.incarnation);
         let generation = shared.generation;
         self.tell(RegistryEvent::Incarnated(Incarnated {
             incarnation,
@@ -953,9 +949,7 @@ impl Session {
             .borrow()
             .standing
             .is_some_and(|s| s.renewed.elapsed() > self.seed.settings.renew / 4);
-        if renew_now
-            && let Some(standing) = self.shared.borrow_mut().standing.as_mut()
-        {
+        if renew_now && let Some(standing) = self.shared.borrow_mut().standing.as_mut() {
             standing.overdue = true;
         }
     }
@@ -980,7 +974,9 @@ impl Session {
                 log::warn!(target: "registry", event = "registry.lost", err = why.as_str(), endpoints = self.seed.settings.endpoints.join(","); "the registry does not answer, trying again");
                 self.tell(RegistryEvent::Down { why });
             }
-            _ => log::debug!(target: "registry", event = "registry.retry", err = why.as_str(); "the registry still does not answer"),
+            _ => {
+                log::debug!(target: "registry", event = "registry.retry", err = why.as_str(); "the registry still does not answer")
+            }
         }
     }
 
@@ -995,7 +991,7 @@ impl Session {
             tries += 1;
             match self.seed.backend.txn(txn.clone()).await {
                 Err(RegistryError::Unreachable { .. }) if tries < SETTLE_TRIES => {
-                    let wait = backoff.next(&mut rand::rng());
+                    let wait = backoff.next_delay(&mut rand::rng());
                     tokio::time::sleep(wait).await;
                 }
                 answer => return answer,
@@ -1065,10 +1061,7 @@ fn key_view(kv: &Kv, view: &View, ttl_s: Option<u64>) -> KeyView {
         .unwrap_or_else(|_| serde_json::Value::String(text.into_owned()));
     let id = value.get("id").and_then(|id| id.as_str()?.parse().ok());
     let id = id.or_else(|| owner_of(kv));
-    let member = view
-        .members
-        .iter()
-        .find(|m| Some(m.registration.id) == id);
+    let member = view.members.iter().find(|m| Some(m.registration.id) == id);
     let stale = match (id, member) {
         (Some(_), None) => Some("its owner is not registered".to_owned()),
         _ => None,
@@ -1129,7 +1122,10 @@ fn pid_lives(pid: u32) -> bool {
     // A zombie has exited, though it still has an entry.
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
     if let Ok(stat) = stat {
-        let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next());
+        let state = stat
+            .rsplit(") ")
+            .next()
+            .and_then(|rest| rest.chars().next());
         return state != Some('Z') && state != Some('X');
     }
     rustix::process::test_kill_process(pid) != Err(rustix::io::Errno::SRCH)

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 
+pub mod actor;
 pub mod embedded;
 pub mod etcd;
 pub mod session;

@@ -255,7 +255,7 @@ impl Mirror {
             })
             .collect();
         members.sort_by_key(|m| m.incarnation);
-        let master = self.get(&keys.master()).and_then(|kv| {
+        let master = self.get(&keys.master()).map(|kv| {
             let record = serde_json::from_slice::<MasterRecord>(&kv.value)
                 .map_err(|err| bad.push(format!("{}: {err}", kv.key)))
                 .ok()
@@ -265,13 +265,13 @@ impl Mirror {
                     incarnation: Incarnation::NONE,
                     address: String::new(),
                 });
-            Some(Master {
+            Master {
                 record,
                 epoch: Epoch {
                     generation,
                     revision: kv.mod_revision,
                 },
-            })
+            }
         });
         let challenges = keys.challenges();
         let challenged = self

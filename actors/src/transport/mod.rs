@@ -254,3 +254,14 @@ pub struct Desks {
     /// Session events go to these, in this order.
     pub events: Vec<Recipient<SessionEvent>>,
 }
+
+/// From a new life of TransportActor to discovery: no session is up, and that is nobody's fault; say [`Peers`] and
+/// [`Incarnated`] again.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub struct TransportReborn;
+
+/// From a new life of DiscoveryActor: which sessions are up?
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "Vec<(SessionPeer, Heard)>")]
+pub struct AskSessions;

@@ -1,0 +1,1065 @@
+//! DiscoveryActor: hears sessions, heartbeats and the view; asks the cores; does what they say and tells everybody.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use actix::{
+    Actor, ActorFutureExt, AsyncContext, Context, Handler, Recipient, ResponseActFuture, WrapFuture,
+};
+
+use super::election::{Ballot, Candidate, Decision, Election, Why};
+use super::membership::{Challenged, Link, Membership, Peer};
+use super::suspicion::{LocalHealth, Wakefulness};
+use super::verdict::{Evidence, Step, Windows, challenges_in_view, judge};
+use super::{DiscoverySettings, EpochSeen, NewMaster, Reborn, Retire, StepDown, StepDownError};
+use crate::cluster::{
+    Cluster, ClusterChanged, Fence, Identity, Master, Member, MemberRemoved, MemberState,
+};
+use crate::id::{Epoch, Incarnation, NodeId};
+use crate::master::{HandOverTo, Lead, MasterPulse, MasterReborn, StandDown};
+use crate::registry::actor::{Challenge, Claim, Condemn, RegistryEvent, Relist, Resend, Resign};
+use crate::registry::session::View;
+use crate::transport::{
+    AskSessions, Broadcast, Dial, DialOutcome, Heard, Inbound, Incarnated, Peers, Send,
+    SessionEvent, TransportReborn,
+};
+use crate::wire::{Envelope, Fenced, Finding, Heartbeat, Message, Probe, ProbeAnswer, YourTurn};
+
+/// How often the cores look at the clock.
+const TICK: Duration = Duration::from_millis(50);
+/// Our own timers later than this are a pause of the process: nothing measured across it counts.
+const PAUSE: Duration = Duration::from_millis(500);
+/// The picture is told this often even when nothing decisive changed (round-trip times, lag).
+const TELL_EVERY: Duration = Duration::from_secs(1);
+/// How long an heir has to take over.
+const HEIR_PATIENCE: Duration = Duration::from_secs(2);
+/// Candidates that keep a session with everybody, so that a successor is warm.
+const WARM: usize = 3;
+/// Members named in a heartbeat as unheard, at the most.
+const MAX_UNHEARD: usize = 64;
+
+/// What a DiscoveryActor is made of.
+#[derive(Clone)]
+pub struct DiscoverySeed {
+    /// Knobs.
+    pub settings: DiscoverySettings,
+    /// Who we are.
+    pub identity: Identity,
+    /// The highest epoch seen.
+    pub fence: Fence,
+    /// To RegistryActor.
+    pub registry: RegistryPorts,
+    /// To TransportActor.
+    pub transport: TransportPorts,
+    /// To MasterActor.
+    pub master: MasterPorts,
+    /// Who is told of each new picture.
+    pub cluster: Vec<Recipient<ClusterChanged>>,
+    /// Who is told of each removed member.
+    pub removed: Vec<Recipient<MemberRemoved>>,
+    /// This node is leaving; it does not come back because an actor crashed.
+    pub leaving: Arc<AtomicBool>,
+    /// The master hangs: the key is given back, the process must go (70).
+    pub hung: Arc<dyn Fn(String) + std::marker::Send + Sync>,
+}
+
+/// To RegistryActor.
+#[derive(Clone)]
+pub struct RegistryPorts {
+    /// Claims.
+    pub claim: Recipient<Claim>,
+    /// Verdicts.
+    pub condemn: Recipient<Condemn>,
+    /// Challenges.
+    pub challenge: Recipient<Challenge>,
+    /// Giving the key back.
+    pub resign: Recipient<Resign>,
+    /// Doubts.
+    pub relist: Recipient<Relist>,
+    /// A new life's question.
+    pub resend: Recipient<Resend>,
+}
+
+/// To TransportActor.
+#[derive(Clone)]
+pub struct TransportPorts {
+    /// Sessions to keep.
+    pub peers: Recipient<Peers>,
+    /// Who we are now.
+    pub incarnated: Recipient<Incarnated>,
+    /// One message.
+    pub send: Recipient<Send>,
+    /// One message to all.
+    pub broadcast: Recipient<Broadcast>,
+    /// Looks for a witness.
+    pub dial: Recipient<Dial>,
+    /// A new life's question.
+    pub sessions: Recipient<AskSessions>,
+}
+
+/// To MasterActor.
+#[derive(Clone)]
+pub struct MasterPorts {
+    /// A reign begins.
+    pub lead: Recipient<Lead>,
+    /// It ends.
+    pub stand_down: Recipient<StandDown>,
+    /// It goes to another.
+    pub hand_over: Recipient<HandOverTo>,
+    /// When MasterActor last had a turn.
+    pub pulse: MasterPulse,
+}
+
+/// See the module page.
+pub struct DiscoveryActor {
+    seed: DiscoverySeed,
+    origin: Instant,
+    table: Membership,
+    election: Election,
+    health: LocalHealth,
+    heard: BTreeMap<NodeId, (Incarnation, Heard)>,
+    /// `sent_us` of the last heartbeat of each peer and when it came, to be echoed.
+    echoes: BTreeMap<NodeId, (u64, Instant)>,
+    view: Arc<View>,
+    us: Incarnated,
+    registry: bool,
+    leading: Option<Epoch>,
+    led_since: Instant,
+    awake_since: Instant,
+    claiming: bool,
+    handing_over: bool,
+    reborn_master: bool,
+    seq: u64,
+    nonce: u64,
+    last_beat: Option<Instant>,
+    told: Option<(Arc<Cluster>, Instant)>,
+    master_named: Option<Epoch>,
+}
+
+impl DiscoveryActor {
+    /// A life that knows nothing yet.
+    pub fn new(seed: DiscoverySeed) -> Self {
+        let now = Instant::now();
+        Self {
+            election: Election::new(seed.settings.stagger, seed.settings.suspect_floor),
+            health: LocalHealth::new(TICK, PAUSE),
+            origin: now,
+            table: Membership::default(),
+            heard: BTreeMap::new(),
+            echoes: BTreeMap::new(),
+            view: Arc::default(),
+            us: Incarnated {
+                incarnation: Incarnation::NONE,
+                generation: Default::default(),
+            },
+            registry: false,
+            leading: None,
+            led_since: now,
+            awake_since: now,
+            claiming: false,
+            handing_over: false,
+            reborn_master: false,
+            seq: 0,
+            nonce: 0,
+            last_beat: None,
+            told: None,
+            master_named: None,
+            seed,
+        }
+    }
+
+    fn me(&self) -> NodeId {
+        self.seed.identity.id
+    }
+
+    fn retired(&self) -> bool {
+        self.seed.leaving.load(Ordering::Relaxed)
+    }
+
+    // --- the turn ------------------------------------------------------------------------------------------------
+
+    fn tick(&mut self, ctx: &mut Context<Self>) {
+        let now = Instant::now();
+        if let Wakefulness::Resumed(away) = self.health.tick(now) {
+            log::info!(target: "discovery", event = "node.resumed", duration_ms = away.as_millis() as u64; "this node was away, giving everybody a fresh start");
+            self.table.fresh_start(now);
+            self.awake_since = now;
+        }
+        for (id, (incarnation, heard)) in &self.heard {
+            if let Some(peer) = self.table.peer(*id, *incarnation) {
+                peer.heard = peer.heard.max(heard.last());
+            }
+        }
+        if self
+            .last_beat
+            .is_none_or(|at| now.saturating_duration_since(at) >= self.seed.settings.heartbeat)
+        {
+            self.last_beat = Some(now);
+            self.beat(now);
+        }
+        self.watch_master(ctx, now);
+        self.turn(ctx);
+    }
+
+    /// Asks the cores and does what they say.
+    fn turn(&mut self, ctx: &mut Context<Self>) {
+        let now = Instant::now();
+        let (reach, windows) = (self.ballot().reach(), self.windows());
+        for step in judge(&mut self.table, reach, windows, now) {
+            self.perform(step, ctx, now);
+        }
+        self.elect(ctx, now);
+        self.tell(now);
+    }
+
+    fn windows(&self) -> Windows {
+        let s = &self.seed.settings;
+        let factor = self.health.factor();
+        Windows {
+            floor: s.suspect_floor.mul_f64(factor),
+            ceiling: s.suspect_ceiling.mul_f64(factor),
+            probe: s.probe_timeout.mul_f64(factor),
+            challenge: s.challenge_window.mul_f64(factor),
+        }
+    }
+
+    fn perform(&mut self, step: Step, ctx: &mut Context<Self>, now: Instant) {
+        match step {
+            Step::Suspect {
+                id,
+                silent,
+                patience,
+            } => self.log_suspect(id, silent, patience),
+            Step::Cleared(id) => {
+                log::info!(target: "discovery", event = "peer.cleared", peer = self.name_of(id); "heard again, no longer suspect");
+            }
+            Step::Ask { id, witnesses } => self.ask_witnesses(id, &witnesses),
+            Step::Challenge(id) => self.challenge(id, ctx),
+            Step::Condemn { id, evidence } => self.condemn(id, evidence, ctx, now),
+        }
+    }
+
+    fn log_suspect(&self, id: NodeId, silent: Duration, patience: Duration) {
+        log::warn!(target: "discovery", event = "peer.suspected", peer = self.name_of(id), duration_ms = silent.as_millis() as u64, patience_ms = patience.as_millis() as u64; "silent for longer than is ordinary");
+    }
+
+    fn ask_witnesses(&mut self, id: NodeId, witnesses: &[NodeId]) {
+        let Some(peer) = self.table.peers.get(&id) else {
+            return;
+        };
+        self.nonce += 1;
+        let probe = Probe {
+            nonce: self.nonce,
+            target: id,
+            incarnation: peer.registered.incarnation,
+        };
+        for to in witnesses {
+            self.send(*to, probe.clone());
+        }
+    }
+
+    fn challenge(&self, id: NodeId, ctx: &mut Context<Self>) {
+        let Some(peer) = self.table.peers.get(&id).filter(|_| self.registry) else {
+            return;
+        };
+        let incarnation = peer.registered.incarnation;
+        log::info!(target: "discovery", event = "peer.challenged", peer = self.name_of(id); "asking it through the registry whether it lives");
+        let put = self.seed.registry.challenge.send(Challenge(incarnation));
+        ctx.spawn(put.into_actor(self).map(move |put, act, _| {
+            let failed = !matches!(put, Ok(Ok(())));
+            if let Some(peer) = act.table.peer(id, incarnation).filter(|_| failed) {
+                peer.challenged = Challenged::No;
+            }
+        }));
+    }
+
+    fn condemn(&mut self, id: NodeId, evidence: Evidence, ctx: &mut Context<Self>, now: Instant) {
+        let Some(peer) = self.table.peers.get(&id).filter(|_| self.registry) else {
+            return;
+        };
+        let registered = peer.registered.clone();
+        let name = registered.registration.name.clone();
+        let silent = now.saturating_duration_since(peer.heard);
+        log::warn!(target: "discovery", event = "peer.condemned", peer = name, reason = evidence.as_str(), duration_ms = silent.as_millis() as u64, witnesses = peer.witnesses.len(); "verdict: dead");
+        let was_master = self
+            .view
+            .seated()
+            .is_some_and(|m| m.record.incarnation == registered.incarnation);
+        if was_master && evidence != Evidence::Hard {
+            self.election.soft_takeover(now);
+        }
+        let verdict = self.seed.registry.condemn.send(Condemn(registered));
+        ctx.spawn(verdict.into_actor(self).map(move |outcome, _, _| {
+            if let Ok(Err(err)) = outcome {
+                log::warn!(target: "discovery", event = "peer.condemn_failed", peer = name, err = err.to_string(); "the verdict is not in the registry");
+            }
+        }));
+    }
+
+    // --- mastership ----------------------------------------------------------------------------------------------
+
+    fn ballot(&self) -> Ballot {
+        let mine = self
+            .view
+            .members
+            .iter()
+            .find(|m| m.registration.id == self.me() && m.incarnation == self.us.incarnation);
+        let me = mine.map(|m| Candidate {
+            id: self.me(),
+            incarnation: m.incarnation,
+            weight: m.registration.weight,
+            eligible: m.registration.eligible && !self.retired(),
+            reached: true,
+            joining: false,
+            dead_in_both_planes: false,
+            registry: self.registry,
+        });
+        let others = self.table.peers.values().map(candidate);
+        Ballot {
+            me: self.me(),
+            members: me.into_iter().chain(others).collect(),
+            master_revision: self.view.master_revision(),
+            view_revision: self.view.revision,
+            seated: self.view.seated().map(|m| (m.record.id, m.epoch)),
+            leading: self.leading,
+            registry: self.registry,
+            retired: self.retired(),
+        }
+    }
+
+    fn elect(&mut self, ctx: &mut Context<Self>, now: Instant) {
+        if self.claiming || self.handing_over {
+            return;
+        }
+        if let (true, Some(epoch)) = (self.reborn_master && self.registry, self.leading) {
+            self.claim(epoch.revision, ctx);
+            return;
+        }
+        let ballot = self.ballot();
+        match self.election.decide(&ballot, now) {
+            Decision::Wait => {}
+            Decision::Claim { expected, .. } => self.claim(expected, ctx),
+            Decision::StandDown(why) => self.stand_down(why, ctx),
+            Decision::HandOver => {
+                let heir = ballot.heir(true).map(|c| c.id);
+                if let Some(heir) = heir {
+                    let why = "this node lost the registry".to_owned();
+                    let over = self.hand_over(heir, why);
+                    ctx.spawn(over.map(|_, _, _| ()));
+                }
+            }
+        }
+    }
+
+    fn claim(&mut self, expected: i64, ctx: &mut Context<Self>) {
+        self.claiming = true;
+        let claim = self.seed.registry.claim.send(Claim { expected });
+        ctx.spawn(claim.into_actor(self).map(|outcome, act, ctx| {
+            act.claiming = false;
+            match outcome {
+                Ok(Ok(Some(epoch))) => act.become_master(epoch),
+                Ok(Ok(None)) => act.seed.registry.relist.do_send(Relist),
+                Ok(Err(err)) => log::warn!(target: "discovery", event = "master.claim_failed", err = err.to_string(); "could not claim mastership"),
+                Err(_) => {}
+            }
+            act.turn(ctx);
+        }));
+    }
+
+    fn become_master(&mut self, epoch: Epoch) {
+        debug_assert!(self.leading.is_none_or(|old| old < epoch));
+        self.seed.fence.raise(epoch);
+        self.leading = Some(epoch);
+        self.reborn_master = false;
+        self.led_since = Instant::now();
+        log::info!(target: "discovery", event = "master.promoted", epoch = epoch.to_string(), members = self.view.members.len(); "this node is master now");
+        self.seed.master.lead.do_send(Lead(epoch));
+        self.beat(Instant::now());
+    }
+
+    fn stand_down(&mut self, why: Why, ctx: &mut Context<Self>) {
+        let Some(epoch) = self.leading else { return };
+        self.lose_mastership(epoch, why.as_str());
+        if why == Why::CutOff && self.registry {
+            // The key would keep everybody else from leading.
+            let resign = self.seed.registry.resign.send(Resign(epoch));
+            ctx.spawn(resign.into_actor(self).map(|_, _, _| ()));
+        }
+    }
+
+    fn lose_mastership(&mut self, epoch: Epoch, why: &str) {
+        self.leading = None;
+        self.reborn_master = false;
+        log::warn!(target: "discovery", event = "master.demoted", epoch = epoch.to_string(), seen = self.seed.fence.current().to_string(), reason = why; "this node is no longer master");
+        let why = why.to_owned();
+        self.seed.master.stand_down.do_send(StandDown { why });
+    }
+
+    /// Somebody acts under a higher epoch than ours.
+    fn epoch_seen(&mut self, epoch: Epoch, ctx: &mut Context<Self>) {
+        self.seed.fence.raise(epoch);
+        if let Some(ours) = self.leading.filter(|ours| epoch > *ours && !self.claiming) {
+            self.lose_mastership(ours, "a higher epoch was seen");
+            self.seed.registry.relist.do_send(Relist);
+            self.turn(ctx);
+        }
+    }
+
+    /// Streams the ledger to the heir, tells it to take over, and waits until it has.
+    fn hand_over(
+        &mut self,
+        heir: NodeId,
+        why: String,
+    ) -> ResponseActFuture<Self, Result<NewMaster, StepDownError>> {
+        let Some(epoch) = self.leading else {
+            return Box::pin(actix::fut::ready(Err(StepDownError::NotMaster)));
+        };
+        self.handing_over = true;
+        let name = self.name_of(heir);
+        log::info!(target: "discovery", event = "master.handing_over", epoch = epoch.to_string(), peer = name.as_str(), reason = why.as_str(); "handing mastership over");
+        let seed = self.seed.clone();
+        let moved = async move {
+            let handed = seed.master.hand_over.send(HandOverTo { epoch, heir }).await;
+            let turn = Send {
+                to: heir,
+                message: YourTurn { epoch, why }.into(),
+            };
+            let told = seed.transport.send.send(turn).await;
+            if !matches!(told, Ok(Ok(()))) {
+                return None;
+            }
+            let deadline = tokio::time::Instant::now() + HEIR_PATIENCE;
+            while seed.fence.current() <= epoch {
+                if tokio::time::Instant::now() >= deadline {
+                    return None;
+                }
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            Some((seed.fence.current(), handed.unwrap_or(0)))
+        };
+        Box::pin(moved.into_actor(self).map(move |moved, act, _| {
+            act.handing_over = false;
+            match moved {
+                Some((new, handed_over)) => {
+                    act.election
+                        .abstain(Instant::now() + act.seed.settings.abstain);
+                    if act.leading == Some(epoch) {
+                        act.lose_mastership(epoch, "handed over");
+                    }
+                    Ok(NewMaster {
+                        name,
+                        epoch: new.to_string(),
+                        handed_over,
+                    })
+                }
+                None => {
+                    if act.leading == Some(epoch) {
+                        act.seed.master.lead.do_send(Lead(epoch));
+                    }
+                    Err(StepDownError::HeirSilent(name))
+                }
+            }
+        }))
+    }
+
+    fn pick_heir(&self, wanted: Option<&str>) -> Result<NodeId, StepDownError> {
+        let ballot = self.ballot();
+        let Some(wanted) = wanted else {
+            return ballot.heir(false).map(|c| c.id).ok_or_else(|| {
+                StepDownError::NoHeir("no other eligible member has a session with us".to_owned())
+            });
+        };
+        let member = self
+            .table
+            .peers
+            .values()
+            .find(|p| p.registered.registration.name == wanted || p.id().to_string() == wanted);
+        let Some(peer) = member else {
+            return Err(StepDownError::NoHeir(format!(
+                "{wanted} is not another member"
+            )));
+        };
+        let candidate = candidate(peer);
+        if !candidate.eligible {
+            return Err(StepDownError::NoHeir(format!("{wanted} is not eligible")));
+        }
+        if !candidate.reached {
+            return Err(StepDownError::NoHeir(format!("{wanted} is not heard")));
+        }
+        Ok(candidate.id)
+    }
+
+    /// A master whose actor has no turn for too long gives the key back, and the process goes.
+    fn watch_master(&mut self, ctx: &mut Context<Self>, now: Instant) {
+        let limit = self.seed.settings.master_turn_limit;
+        let settled = now.saturating_duration_since(self.awake_since) > limit
+            && now.saturating_duration_since(self.led_since) > limit;
+        let age = self.seed.master.pulse.age();
+        let Some(epoch) = self.leading.filter(|_| settled && age > limit) else {
+            return;
+        };
+        log::error!(target: "discovery", event = "actor.hung", hung = "master", epoch = epoch.to_string(), duration_ms = age.as_millis() as u64; "MasterActor had no turn for too long: giving the key back and leaving");
+        self.leading = None;
+        self.seed.leaving.store(true, Ordering::Relaxed);
+        let resign = self.seed.registry.resign.send(Resign(epoch));
+        let hung = Arc::clone(&self.seed.hung);
+        let gone = async move {
+            // Whether or not the key could be given back, this process must not go on leading.
+            tokio::time::timeout(Duration::from_secs(2), resign)
+                .await
+                .ok();
+            hung("the master actor hangs".to_owned());
+        };
+        ctx.spawn(gone.into_actor(self).map(|(), _, _| ()));
+    }
+
+    // --- telling -------------------------------------------------------------------------------------------------
+
+    fn beat(&mut self, now: Instant) {
+        self.seq += 1;
+        let master = self
+            .leading
+            .map(|epoch| (epoch, self.seed.master.pulse.age().as_micros() as u64));
+        let unheard = self.table.peers.values().filter(|p| p.suspect.is_some());
+        let beat = Heartbeat {
+            seq: self.seq,
+            sent_us: self.us_since_origin(now),
+            echo: None,
+            lag_us: self.health.lag().as_micros() as u64,
+            registry: self.registry,
+            draining: self.retired(),
+            master,
+            unheard: unheard.map(Peer::id).take(MAX_UNHEARD).collect(),
+        };
+        let up = self.table.peers.values().filter(|p| p.link == Link::Up);
+        let to: Vec<NodeId> = up.map(Peer::id).chain([self.me()]).collect();
+        for id in to {
+            let echo = self.echoes.get(&id).map(|(sent, at)| {
+                let held = now.saturating_duration_since(*at).as_micros();
+                (*sent, held as u64)
+            });
+            self.send(
+                id,
+                Heartbeat {
+                    echo,
+                    ..beat.clone()
+                },
+            );
+        }
+    }
+
+    fn us_since_origin(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.origin).as_micros() as u64
+    }
+
+    fn send(&self, to: NodeId, message: impl Into<Message>) {
+        let message = message.into();
+        self.seed.transport.send.do_send(Send { to, message });
+    }
+
+    fn name_of(&self, id: NodeId) -> String {
+        let peer = self.table.peers.get(&id);
+        peer.map_or_else(
+            || id.to_string(),
+            |p| p.registered.registration.name.clone(),
+        )
+    }
+
+    /// Tells everybody the new picture, if it is one.
+    fn tell(&mut self, now: Instant) {
+        let picture = self.picture();
+        let due = match &self.told {
+            None => true,
+            Some((old, at)) => {
+                now.saturating_duration_since(*at) >= TELL_EVERY
+                    || decisive(old) != decisive(&picture)
+            }
+        };
+        if !due {
+            return;
+        }
+        self.name_master(&picture);
+        let picture = Arc::new(picture);
+        self.told = Some((Arc::clone(&picture), now));
+        for recipient in &self.seed.cluster {
+            recipient.do_send(ClusterChanged(Arc::clone(&picture)));
+        }
+    }
+
+    fn name_master(&mut self, picture: &Cluster) {
+        let Some(master) = &picture.master else {
+            return;
+        };
+        if self.master_named == Some(master.epoch) {
+            return;
+        }
+        self.master_named = Some(master.epoch);
+        let member = picture.member(master.record.id);
+        let name = member.map_or("?", |m| m.registration.name.as_str());
+        log::info!(target: "discovery", event = "master.changed", epoch = master.epoch.to_string(), peer = name, address = master.record.address.as_str(); "the cluster has a master");
+    }
+
+    fn picture(&self) -> Cluster {
+        let mut members = self.table.members();
+        let mine = self
+            .view
+            .members
+            .iter()
+            .find(|m| m.registration.id == self.me());
+        if let Some(mine) = mine {
+            members.push(Member {
+                registration: mine.registration.clone(),
+                incarnation: mine.incarnation,
+                state: if self.retired() {
+                    MemberState::Draining
+                } else {
+                    MemberState::Alive
+                },
+                session: true,
+                rtt: None,
+                lag: self.health.lag(),
+                registry: self.registry,
+                unheard: self
+                    .table
+                    .peers
+                    .values()
+                    .filter(|p| p.suspect.is_some())
+                    .map(Peer::id)
+                    .collect(),
+            });
+        }
+        members.sort_by_key(|m| m.incarnation);
+        Cluster {
+            me: self.me(),
+            incarnation: self.us.incarnation,
+            revision: self.view.revision,
+            generation: self.us.generation,
+            registry: self.registry,
+            epoch: self.seed.fence.current(),
+            master: self.seated(),
+            leading: self.leading.is_some(),
+            members,
+        }
+    }
+
+    /// The seated master; our own reign counts from the moment it was won, before the view says so.
+    fn seated(&self) -> Option<Master> {
+        self.view.seated().cloned()
+    }
+
+    fn tell_peers(&self) {
+        let ballot = self.ballot();
+        let mut leaders: Vec<NodeId> = ballot.ranked().iter().take(WARM).map(|c| c.id).collect();
+        leaders.extend(self.view.seated().map(|m| m.record.id));
+        let s = &self.seed.settings;
+        let wanted = self.table.wanted(self.me(), &leaders, s.mesh, s.ring);
+        self.seed.transport.peers.do_send(Peers(wanted));
+    }
+
+    // --- hearing -------------------------------------------------------------------------------------------------
+
+    fn take_view(&mut self, view: Arc<View>, ctx: &mut Context<Self>) {
+        let now = Instant::now();
+        if let Some(master) = &view.master {
+            self.seed.fence.raise(master.epoch);
+        }
+        let suspects: Vec<NodeId> = {
+            let peers = self.table.peers.values();
+            peers
+                .filter(|p| p.suspect.is_some())
+                .map(Peer::id)
+                .collect()
+        };
+        let old_master = self.view.seated().map(|m| m.record.id);
+        let turnover = self.table.view(self.me(), &view, now);
+        for member in &turnover.added {
+            let r = &member.registration;
+            log::info!(target: "discovery", event = "peer.added", peer = r.name.as_str(), address = r.address(), incarnation = member.incarnation.0; "a member joined");
+        }
+        for member in turnover.removed {
+            let r = &member.registration;
+            let suspect = suspects.contains(&r.id);
+            if suspect && old_master == Some(r.id) {
+                self.election.soft_takeover(now);
+            }
+            log::info!(target: "discovery", event = "peer.removed", peer = r.name.as_str(), incarnation = member.incarnation.0, suspect = suspect; "a member is gone");
+            let gone = MemberRemoved {
+                id: r.id,
+                incarnation: member.incarnation,
+                name: r.name.clone(),
+                why: "no longer registered".to_owned(),
+            };
+            self.echoes.remove(&r.id);
+            for recipient in &self.seed.removed {
+                recipient.do_send(gone.clone());
+            }
+        }
+        challenges_in_view(&mut self.table, &view.challenged, now);
+        self.view = view;
+        self.tell_peers();
+        self.turn(ctx);
+    }
+
+    fn hear(
+        &mut self,
+        from: NodeId,
+        incarnation: Incarnation,
+        envelope: Envelope,
+        ctx: &mut Context<Self>,
+    ) {
+        match envelope.message {
+            Message::Heartbeat(beat) => self.hear_beat(from, incarnation, beat),
+            Message::Probe(probe) => self.answer_probe(from, probe, ctx),
+            Message::ProbeAnswer(answer) => self.hear_witness(from, &answer),
+            Message::YourTurn(turn) => self.take_turn(&turn, ctx),
+            Message::DialBack(back) => hear_dial_back(&back),
+            Message::Fenced(fenced) => self.epoch_seen(fenced.epoch, ctx),
+            // Not for this desk; the transport sends nothing else here.
+            _ => {}
+        }
+    }
+
+    fn hear_beat(&mut self, from: NodeId, incarnation: Incarnation, beat: Heartbeat) {
+        let now = Instant::now();
+        if from == self.me() {
+            // To ourselves and back: how late transport and control are together.
+            let sent = Duration::from_micros(beat.sent_us);
+            let late = now
+                .saturating_duration_since(self.origin)
+                .saturating_sub(sent);
+            self.health.late(late);
+            return;
+        }
+        let fence = self.seed.fence.current();
+        if let Some((epoch, _)) = beat.master.filter(|(epoch, _)| *epoch < fence) {
+            let fenced = Fenced {
+                epoch: fence,
+                refused: epoch,
+                what: "Heartbeat".to_owned(),
+            };
+            self.send(from, fenced);
+        }
+        let rtt = beat.echo.and_then(|(sent, held)| {
+            let now_us = self.us_since_origin(now);
+            Some(Duration::from_micros(
+                now_us.checked_sub(sent)?.checked_sub(held)?,
+            ))
+        });
+        self.echoes.insert(from, (beat.sent_us, now));
+        let Some(peer) = self.table.peer(from, incarnation) else {
+            self.echoes.remove(&from);
+            return;
+        };
+        peer.detector.beat(now);
+        peer.heard = now;
+        peer.beat = beat;
+        if let Some(rtt) = rtt {
+            peer.rtt = Some(peer.rtt.map_or(rtt, |old| old * 7 / 8 + rtt / 8));
+        }
+    }
+
+    /// Somebody doubts a peer: do we hear it? If not, what does a dial find?
+    fn answer_probe(&mut self, from: NodeId, probe: Probe, ctx: &mut Context<Self>) {
+        let now = Instant::now();
+        let floor = self.seed.settings.suspect_floor;
+        let Some(peer) = self.table.peer(probe.target, probe.incarnation) else {
+            return;
+        };
+        let silent = now.saturating_duration_since(peer.heard);
+        if peer.link == Link::Up && silent < floor {
+            self.send(from, answer(&probe, Finding::Heard));
+            return;
+        }
+        if let Some((Finding::Refused, _)) = peer.dialled {
+            self.send(from, answer(&probe, Finding::Refused));
+            return;
+        }
+        let address = peer.registered.registration.address();
+        let look = self.seed.transport.dial.send(Dial { address });
+        ctx.spawn(look.into_actor(self).map(move |outcome, act, _| {
+            let finding = match outcome {
+                Ok(DialOutcome::Answered {
+                    id, incarnation, ..
+                }) if id == probe.target && incarnation == probe.incarnation => Finding::Heard,
+                Ok(DialOutcome::Refused) => Finding::Refused,
+                _ => Finding::Silent,
+            };
+            act.send(from, answer(&probe, finding));
+        }));
+    }
+
+    fn hear_witness(&mut self, from: NodeId, answer: &ProbeAnswer) {
+        let now = Instant::now();
+        if let Some(peer) = self.table.peer(answer.target, answer.incarnation) {
+            peer.witnesses.insert(from, (answer.finding, now));
+        }
+    }
+
+    fn take_turn(&mut self, turn: &YourTurn, ctx: &mut Context<Self>) {
+        let current = self.view.master.as_ref().map(|m| m.epoch);
+        if self.claiming || self.retired() || current != Some(turn.epoch) {
+            return;
+        }
+        log::info!(target: "discovery", event = "master.offered", epoch = turn.epoch.to_string(), reason = turn.why.as_str(); "the master hands over to this node");
+        self.claim(turn.epoch.revision, ctx);
+    }
+
+    fn dial_failed(&mut self, id: NodeId, incarnation: Incarnation, outcome: &DialOutcome) {
+        let finding = match outcome {
+            DialOutcome::Refused => Finding::Refused,
+            // Somebody answered at that address, though not as this peer: it says nothing of the peer.
+            DialOutcome::Answered { .. } | DialOutcome::Turned(_) | DialOutcome::Silent(_) => {
+                Finding::Silent
+            }
+        };
+        let now = Instant::now();
+        let Some(peer) = self.table.peer(id, incarnation) else {
+            return;
+        };
+        let first = !matches!(peer.dialled, Some((Finding::Refused, _)));
+        peer.dialled = Some((finding, now));
+        if finding == Finding::Refused && first && peer.link == Link::Broken {
+            // Every other member needs a second refusal: say so before being asked.
+            let seen = ProbeAnswer {
+                nonce: 0,
+                target: id,
+                incarnation,
+                finding,
+            };
+            self.seed
+                .transport
+                .broadcast
+                .do_send(Broadcast(seen.into()));
+        }
+    }
+}
+
+fn answer(probe: &Probe, finding: Finding) -> ProbeAnswer {
+    ProbeAnswer {
+        nonce: probe.nonce,
+        target: probe.target,
+        incarnation: probe.incarnation,
+        finding,
+    }
+}
+
+fn hear_dial_back(back: &crate::wire::DialBack) {
+    match &back.problem {
+        None => {
+            log::debug!(target: "discovery", event = "node.reachable", address = back.address.as_str(); "a peer reached our advertised address");
+        }
+        Some(problem) => {
+            log::error!(target: "discovery", event = "node.unreachable", address = back.address.as_str(), reason = problem.as_str(); "a peer cannot reach our advertised address");
+        }
+    }
+}
+
+fn candidate(peer: &Peer) -> Candidate {
+    let r = &peer.registered.registration;
+    Candidate {
+        id: r.id,
+        incarnation: peer.registered.incarnation,
+        weight: r.weight,
+        eligible: r.eligible && !peer.beat.draining,
+        reached: peer.reached(),
+        joining: peer.joining(),
+        dead_in_both_planes: peer.challenged == Challenged::Failed,
+        registry: peer.beat.registry,
+    }
+}
+
+/// What must be told at once; the rest of a picture may wait a second.
+fn decisive(c: &Cluster) -> impl PartialEq + use<> {
+    let members: Vec<_> = c
+        .members
+        .iter()
+        .map(|m| {
+            let r = &m.registration;
+            (
+                r.id,
+                m.incarnation,
+                m.state,
+                m.session,
+                m.registry,
+                m.unheard.clone(),
+            )
+        })
+        .collect();
+    (
+        members,
+        c.master.clone(),
+        c.epoch,
+        c.leading,
+        c.registry,
+        c.incarnation,
+        c.generation,
+    )
+}
+
+impl Actor for DiscoveryActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        self.seed.registry.resend.do_send(Resend);
+        let sessions = self.seed.transport.sessions.send(AskSessions);
+        ctx.spawn(sessions.into_actor(self).map(|sessions, act, _| {
+            let now = Instant::now();
+            for (peer, heard) in sessions.unwrap_or_default() {
+                act.heard.insert(peer.id, (peer.incarnation, heard));
+                act.table.session_up(peer.id, peer.incarnation, now);
+            }
+        }));
+        ctx.run_interval(TICK, Self::tick);
+    }
+}
+
+impl Handler<RegistryEvent> for DiscoveryActor {
+    type Result = ();
+
+    fn handle(&mut self, msg: RegistryEvent, ctx: &mut Self::Context) {
+        match msg {
+            RegistryEvent::Up => {
+                self.registry = true;
+                self.turn(ctx);
+            }
+            RegistryEvent::Down { .. } => {
+                self.registry = false;
+                self.turn(ctx);
+            }
+            RegistryEvent::Incarnated(us) => {
+                self.us = us;
+                self.seed.transport.incarnated.do_send(us);
+                self.turn(ctx);
+            }
+            RegistryEvent::View(view) => self.take_view(view, ctx),
+        }
+    }
+}
+
+impl Handler<SessionEvent> for DiscoveryActor {
+    type Result = ();
+
+    fn handle(&mut self, msg: SessionEvent, ctx: &mut Self::Context) {
+        match msg {
+            SessionEvent::Up { peer, heard } => {
+                self.heard.insert(peer.id, (peer.incarnation, heard));
+                let now = Instant::now();
+                self.table.session_up(peer.id, peer.incarnation, now);
+                self.beat_to(peer.id, now);
+            }
+            SessionEvent::Down {
+                id, incarnation, ..
+            } => {
+                self.heard
+                    .retain(|known, (i, _)| *known != id || *i != incarnation);
+                self.table.session_down(id, incarnation);
+            }
+            SessionEvent::DialFailed {
+                id,
+                incarnation,
+                outcome,
+            } => self.dial_failed(id, incarnation, &outcome),
+            SessionEvent::Refused { .. } => {}
+        }
+        self.turn(ctx);
+    }
+}
+
+impl DiscoveryActor {
+    /// The first heartbeat of a session goes at once: it carries the epoch.
+    fn beat_to(&mut self, id: NodeId, now: Instant) {
+        if self.table.peers.contains_key(&id) {
+            self.last_beat = Some(now);
+            self.beat(now);
+        }
+    }
+}
+
+impl Handler<Inbound> for DiscoveryActor {
+    type Result = ();
+
+    fn handle(&mut self, msg: Inbound, ctx: &mut Self::Context) {
+        for envelope in msg.envelopes {
+            let epoch = envelope.header.epoch;
+            self.hear(msg.from, msg.incarnation, envelope, ctx);
+            self.epoch_seen(epoch, ctx);
+        }
+    }
+}
+
+impl Handler<EpochSeen> for DiscoveryActor {
+    type Result = ();
+
+    fn handle(&mut self, msg: EpochSeen, ctx: &mut Self::Context) {
+        self.epoch_seen(msg.0, ctx);
+    }
+}
+
+impl Handler<TransportReborn> for DiscoveryActor {
+    type Result = ();
+
+    fn handle(&mut self, _: TransportReborn, ctx: &mut Self::Context) {
+        self.heard.clear();
+        self.table.forget_sessions(Instant::now());
+        self.seed.transport.incarnated.do_send(self.us);
+        self.tell_peers();
+        self.turn(ctx);
+    }
+}
+
+impl Handler<MasterReborn> for DiscoveryActor {
+    type Result = ();
+
+    fn handle(&mut self, _: MasterReborn, ctx: &mut Self::Context) {
+        // It takes over from itself before it reads anything: what its predecessor still had in flight is fenced.
+        self.reborn_master = self.leading.is_some();
+        self.told = None;
+        self.turn(ctx);
+    }
+}
+
+impl Handler<Reborn> for DiscoveryActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Reborn, _: &mut Self::Context) {
+        self.told = None;
+        self.tell(Instant::now());
+    }
+}
+
+impl Handler<StepDown> for DiscoveryActor {
+    type Result = ResponseActFuture<Self, Result<NewMaster, StepDownError>>;
+
+    fn handle(&mut self, msg: StepDown, _: &mut Self::Context) -> Self::Result {
+        if self.leading.is_none() {
+            return Box::pin(actix::fut::ready(Err(StepDownError::NotMaster)));
+        }
+        match self.pick_heir(msg.heir.as_deref()) {
+            Ok(heir) => self.hand_over(heir, msg.why),
+            Err(err) => Box::pin(actix::fut::ready(Err(err))),
+        }
+    }
+}
+
+impl Handler<Retire> for DiscoveryActor {
+    type Result = ResponseActFuture<Self, ()>;
+
+    fn handle(&mut self, _: Retire, ctx: &mut Self::Context) -> Self::Result {
+        self.seed.leaving.store(true, Ordering::Relaxed);
+        self.beat(Instant::now());
+        self.tell(Instant::now());
+        let heir = self.pick_heir(None);
+        match (self.leading.is_some() && !self.handing_over, heir) {
+            (true, Ok(heir)) => {
+                let over = self.hand_over(heir, "the master is leaving".to_owned());
+                Box::pin(over.map(|_, _, _| ()))
+            }
+            _ => {
+                self.turn(ctx);
+                Box::pin(actix::fut::ready(()))
+            }
+        }
+    }
+}
