@@ -1,4 +1,6 @@
 //! The actors of a Troupe node.
 
+pub mod backoff;
 pub mod id;
 pub mod registry;
+pub mod supervisor;
