@@ -29,7 +29,10 @@ fn three_nodes_find_each_other_elect_one_master_and_finish_tasks() {
         let mark = master.process.lines.mark();
         let (_, line) = master.wait_event(mark, "task.finished", LONG);
         assert!(number_times_three(&line), "{line}");
-        assert_ne!(line["executor"], "n1", "the master leaves the work to others: {line}");
+        assert_ne!(
+            line["executor"], "n1",
+            "the master leaves the work to others: {line}"
+        );
     }
 }
 
@@ -41,11 +44,24 @@ fn a_killed_worker_is_removed_by_verdict_and_its_work_goes_on_elsewhere() {
     let (_, line) = cluster.node("n1").wait_event(mark, "peer.removed", SOON);
     assert_eq!(line["peer"], "n3");
     cluster.wait_task("n1");
-    assert!(cluster.etcd.say(&["get", "--prefix", "/troupe/names/"]).contains("n2"));
-    assert!(!cluster.etcd.say(&["get", "--prefix", "/troupe/names/"]).contains("n3"));
+    assert!(
+        cluster
+            .etcd
+            .say(&["get", "--prefix", "/troupe/names/"])
+            .contains("n2")
+    );
+    assert!(
+        !cluster
+            .etcd
+            .say(&["get", "--prefix", "/troupe/names/"])
+            .contains("n3")
+    );
     cluster.node_mut("n3").restart();
     cluster.wait_whole();
-    assert_eq!(cluster.node("n3").master().map(|m| m.0), Some("n1".to_owned()));
+    assert_eq!(
+        cluster.node("n3").master().map(|m| m.0),
+        Some("n1".to_owned())
+    );
 }
 
 #[test]
@@ -84,10 +100,16 @@ fn nothing_under_an_old_epoch_after_a_new_one(cluster: &Cluster) {
     for node in &cluster.nodes {
         let mut highest = String::new();
         for (_, line) in node.process.lines.all() {
-            let Some(epoch) = line["epoch"].as_str() else { continue };
+            let Some(epoch) = line["epoch"].as_str() else {
+                continue;
+            };
             let acts = ["task.assigned", "task.started", "task.finished"];
             if acts.iter().any(|name| event(&line, name)) {
-                assert!(epoch >= highest.as_str(), "{}: {line} after {highest}", node.name);
+                assert!(
+                    epoch >= highest.as_str(),
+                    "{}: {line} after {highest}",
+                    node.name
+                );
             }
             if epoch > highest.as_str() && !event(&line, "master.demoted") {
                 highest = epoch.to_owned();
@@ -103,7 +125,9 @@ fn a_node_that_is_told_to_stop_hands_over_deregisters_at_once_and_exits_0() {
     cluster.node("n1").process.signal(Signal::TERM);
     let code = cluster.node_mut("n1").process.wait(LONG);
     assert_eq!(code, Some(0));
-    let keys = cluster.etcd.say(&["get", "--prefix", "/troupe/", "--keys-only"]);
+    let keys = cluster
+        .etcd
+        .say(&["get", "--prefix", "/troupe/", "--keys-only"]);
     assert!(!keys.contains("names/n1"), "{keys}");
     cluster.node("n2").wait_event(mark, "peer.removed", SOON);
     let (name, _) = cluster.node("n2").wait_master_other_than("n1", SOON);
@@ -114,7 +138,11 @@ fn a_node_that_is_told_to_stop_hands_over_deregisters_at_once_and_exits_0() {
 fn etcd_restarted_disturbs_nobody() {
     let mut cluster = Cluster::start(3);
     let before = cluster.node("n2").master().unwrap();
-    let marks: Vec<usize> = cluster.nodes.iter().map(|n| n.process.lines.mark()).collect();
+    let marks: Vec<usize> = cluster
+        .nodes
+        .iter()
+        .map(|n| n.process.lines.mark())
+        .collect();
     cluster.etcd.stop();
     for (node, mark) in cluster.nodes.iter().zip(&marks) {
         node.wait_event(*mark, "registry.lost", LONG);
@@ -146,7 +174,9 @@ fn etcd_compacted_loses_no_change() {
     for node in &cluster.nodes {
         node.process.signal(Signal::STOP);
     }
-    cluster.etcd.say(&["put", "/troupe/services/bad", "not json"]);
+    cluster
+        .etcd
+        .say(&["put", "/troupe/services/bad", "not json"]);
     cluster.etcd.say(&["del", "/troupe/services/bad"]);
     let status = cluster.etcd.say(&["endpoint", "status", "-w", "json"]);
     let status: Value = serde_json::from_str(&status).unwrap();
@@ -167,7 +197,9 @@ fn a_node_that_lost_its_lease_registers_again_as_another_incarnation() {
     let kv: Value = serde_json::from_str(&kv).unwrap();
     let lease = kv["kvs"][0]["lease"].as_i64().unwrap();
     let mark = n3.process.lines.mark();
-    cluster.etcd.say(&["lease", "revoke", &format!("{lease:x}")]);
+    cluster
+        .etcd
+        .say(&["lease", "revoke", &format!("{lease:x}")]);
     n3.wait_event(mark, "node.deregistered", SOON);
     n3.wait_event(mark, "node.registered", SOON);
     cluster.wait_whole();
@@ -211,7 +243,10 @@ fn of_two_nodes_the_other_leads_when_the_master_is_stopped() {
     cluster.wait_task("n2");
     cluster.node("n1").process.signal(Signal::CONT);
     cluster.wait_whole();
-    assert_eq!(cluster.node("n1").master().map(|m| m.0), Some("n2".to_owned()));
+    assert_eq!(
+        cluster.node("n1").master().map(|m| m.0),
+        Some("n2".to_owned())
+    );
 }
 
 #[test]
@@ -226,7 +261,10 @@ fn of_three_nodes_the_last_leads_when_two_are_stopped() {
     cluster.node("n1").process.signal(Signal::CONT);
     cluster.node("n2").process.signal(Signal::CONT);
     cluster.wait_whole();
-    assert_eq!(cluster.node("n1").master().map(|m| m.0), Some("n3".to_owned()));
+    assert_eq!(
+        cluster.node("n1").master().map(|m| m.0),
+        Some("n3".to_owned())
+    );
 }
 
 #[test]
@@ -245,7 +283,9 @@ fn a_lone_master_killed_and_restarted_leads_again_at_once() {
 #[test]
 fn a_hung_master_actor_loses_the_key_and_its_process_leaves_with_70() {
     let mut cluster = Cluster::start(3);
-    let killed = cluster.node("n2").cli(&["kill", "master", "--node", "n1", "--how", "hang"]);
+    let killed = cluster
+        .node("n2")
+        .cli(&["kill", "master", "--node", "n1", "--how", "hang"]);
     assert!(killed.status.success(), "{killed:?}");
     let (name, _) = cluster.node("n2").wait_master_other_than("n1", LONG);
     assert_eq!(cluster.node_mut("n1").process.wait(LONG), Some(70));
@@ -255,21 +295,34 @@ fn a_hung_master_actor_loses_the_key_and_its_process_leaves_with_70() {
 #[test]
 fn each_actor_that_panics_or_stops_is_restarted_and_the_cluster_works_on() {
     let cluster = Cluster::start(3);
-    for actor in ["registry", "discovery", "transport", "worker", "admin", "master"] {
+    for actor in [
+        "registry",
+        "discovery",
+        "transport",
+        "worker",
+        "admin",
+        "master",
+    ] {
         for how in ["panic", "stop"] {
             for on in ["n1", "n2"] {
                 let node = cluster.node(on);
                 let mark = node.process.lines.mark();
-                let killed = cluster.node("n3").cli(&["kill", actor, "--node", on, "--how", how]);
+                let killed = cluster
+                    .node("n3")
+                    .cli(&["kill", actor, "--node", on, "--how", how]);
                 assert!(killed.status.success(), "{actor} {how} {on}: {killed:?}");
                 let this = |name: &str, line: &Value| event(line, name) && line["actor"] == actor;
                 let lines = &node.process.lines;
                 let (failed, _) =
                     lines.wait_from(mark, "actor.failed", SOON, |l| this("actor.failed", l));
-                let (back, _) =
-                    lines.wait_from(mark, "actor.restarted", SOON, |l| this("actor.restarted", l));
+                let (back, _) = lines.wait_from(mark, "actor.restarted", SOON, |l| {
+                    this("actor.restarted", l)
+                });
                 let took = back - failed;
-                assert!(took < Duration::from_millis(100), "{actor} {how} {on}: {took:?}");
+                assert!(
+                    took < Duration::from_millis(100),
+                    "{actor} {how} {on}: {took:?}"
+                );
                 cluster.wait_whole();
                 let leads = until("a master", SOON, || node.master().ok_or("none".to_owned()));
                 cluster.wait_task(&leads.0);
@@ -287,8 +340,14 @@ fn six_failures_in_ten_seconds_make_the_node_hand_over_and_leave_with_70() {
     for n in 0..6 {
         // It may be restarting just now; it must be up to be killed again.
         until("the worker is killed", SOON, || {
-            let killed = cluster.node("n2").cli(&["kill", "worker", "--node", "n1", "--how", "panic"]);
-            killed.status.success().then_some(()).ok_or_else(|| format!("{n}: {killed:?}"))
+            let killed = cluster
+                .node("n2")
+                .cli(&["kill", "worker", "--node", "n1", "--how", "panic"]);
+            killed
+                .status
+                .success()
+                .then_some(())
+                .ok_or_else(|| format!("{n}: {killed:?}"))
         });
     }
     cluster.node("n1").wait_event(mark, "actor.gave_up", SOON);

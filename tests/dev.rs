@@ -70,7 +70,10 @@ fn three_nodes_are_members_and_finish_a_task_within_seconds() {
         .process
         .lines
         .wait_from(0, "task.finished", LONG, |l| event(l, "task.finished"));
-    println!("three members and a master after {whole:?}, the first task finished after {:?}: {line}", at - dev.started);
+    println!(
+        "three members and a master after {whole:?}, the first task finished after {:?}: {line}",
+        at - dev.started
+    );
     assert!(at - dev.started < Duration::from_secs(3));
 }
 
@@ -78,13 +81,22 @@ fn three_nodes_are_members_and_finish_a_task_within_seconds() {
 fn everything_is_drained_on_a_signal_and_nothing_is_left() {
     let mut dev = Dev::start(3);
     until("three members", LONG, || {
-        (dev.members(0).len() == 3).then_some(()).ok_or("not yet".to_owned())
+        (dev.members(0).len() == 3)
+            .then_some(())
+            .ok_or("not yet".to_owned())
     });
-    let pids: BTreeSet<u64> = dev.members(0).iter().filter_map(|m| m["pid"].as_u64()).collect();
+    let pids: BTreeSet<u64> = dev
+        .members(0)
+        .iter()
+        .filter_map(|m| m["pid"].as_u64())
+        .collect();
     dev.process.signal(Signal::TERM);
     assert_eq!(dev.process.wait(LONG), Some(0));
     for pid in pids {
-        assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "{pid} is left");
+        assert!(
+            !std::path::Path::new(&format!("/proc/{pid}")).exists(),
+            "{pid} is left"
+        );
     }
 }
 
@@ -92,14 +104,22 @@ fn everything_is_drained_on_a_signal_and_nothing_is_left() {
 fn nothing_outlives_a_launcher_that_is_killed() {
     let mut dev = Dev::start(2);
     until("two members", LONG, || {
-        (dev.members(0).len() == 2).then_some(()).ok_or("not yet".to_owned())
+        (dev.members(0).len() == 2)
+            .then_some(())
+            .ok_or("not yet".to_owned())
     });
-    let pids: Vec<u64> = dev.members(0).iter().filter_map(|m| m["pid"].as_u64()).collect();
+    let pids: Vec<u64> = dev
+        .members(0)
+        .iter()
+        .filter_map(|m| m["pid"].as_u64())
+        .collect();
     dev.process.kill();
     for pid in pids {
         until("the node is gone", LONG, || {
             let left = std::path::Path::new(&format!("/proc/{pid}")).exists();
-            (!left).then_some(()).ok_or_else(|| format!("{pid} is left"))
+            (!left)
+                .then_some(())
+                .ok_or_else(|| format!("{pid} is left"))
         });
     }
 }

@@ -20,7 +20,10 @@ fn print(what: &str, mut times: Vec<Duration>) -> (Duration, Duration, Duration)
     times.sort();
     let at = |q: f64| times[((times.len() - 1) as f64 * q).round() as usize];
     let (median, p95, worst) = (at(0.5), at(0.95), at(1.0));
-    println!("{what}: {} rounds, median {median:?}, p95 {p95:?}, worst {worst:?}, all {times:?}", times.len());
+    println!(
+        "{what}: {} rounds, median {median:?}, p95 {p95:?}, worst {worst:?}, all {times:?}",
+        times.len()
+    );
     (median, p95, worst)
 }
 
@@ -30,7 +33,9 @@ fn promoted(nodes: &[Node], marks: &[usize], but: &str) -> (Instant, String) {
     loop {
         for (node, mark) in nodes.iter().zip(marks) {
             let lines = node.process.lines.all();
-            let hit = lines[*mark..].iter().find(|(_, l)| event(l, "master.promoted"));
+            let hit = lines[*mark..]
+                .iter()
+                .find(|(_, l)| event(l, "master.promoted"));
             if let Some((at, _)) = hit.filter(|_| node.name != but) {
                 return (*at, node.name.clone());
             }
@@ -46,7 +51,10 @@ fn marks(nodes: &[Node]) -> Vec<usize> {
 
 fn leader(cluster: &Cluster) -> String {
     until("a master", LONG, || {
-        cluster.nodes[0].master().map(|m| m.0).ok_or("none".to_owned())
+        cluster.nodes[0]
+            .master()
+            .map(|m| m.0)
+            .ok_or("none".to_owned())
     })
 }
 
@@ -79,7 +87,11 @@ fn a_killed_master_is_replaced_in_detection_time_and_running_attempts_are_adopte
         adopted_in_all += check_adopted(&cluster, &marks, &old, &new);
         for node in cluster.nodes.iter().filter(|n| n.name != old) {
             let lines = node.process.lines.all();
-            let after = &lines[marks[cluster.nodes.iter().position(|n| n.name == node.name).unwrap()]..];
+            let after = &lines[marks[cluster
+                .nodes
+                .iter()
+                .position(|n| n.name == node.name)
+                .unwrap()]..];
             let disturbed = after
                 .iter()
                 .find(|(_, l)| event(l, "actor.restarted") || event(l, "node.registered"));
@@ -102,7 +114,12 @@ fn incarnations(cluster: &Cluster, but: &str) -> BTreeMap<String, i64> {
     let members = members["members"].as_array().cloned().unwrap_or_default();
     members
         .iter()
-        .map(|m| (m["name"].as_str().unwrap().to_owned(), m["incarnation"].as_i64().unwrap()))
+        .map(|m| {
+            (
+                m["name"].as_str().unwrap().to_owned(),
+                m["incarnation"].as_i64().unwrap(),
+            )
+        })
         .filter(|(name, _)| name != but)
         .collect()
 }
@@ -110,14 +127,26 @@ fn incarnations(cluster: &Cluster, but: &str) -> BTreeMap<String, i64> {
 /// What ran on the survivors when the master died finishes exactly once at the new one.
 fn check_adopted(cluster: &Cluster, marks: &[usize], old: &str, new: &str) -> usize {
     let mut running = BTreeSet::new();
-    for (node, mark) in cluster.nodes.iter().zip(marks).filter(|(n, _)| n.name != old) {
+    for (node, mark) in cluster
+        .nodes
+        .iter()
+        .zip(marks)
+        .filter(|(n, _)| n.name != old)
+    {
         let lines = node.process.lines.all();
         let before = &lines[..*mark];
         let ended: BTreeSet<_> = tasks(before, "task.executed").into_iter().collect();
-        running.extend(tasks(before, "task.started").into_iter().filter(|t| !ended.contains(t)));
+        running.extend(
+            tasks(before, "task.started")
+                .into_iter()
+                .filter(|t| !ended.contains(t)),
+        );
     }
     let recorded = |lines: &[(Instant, Value)]| -> Vec<String> {
-        tasks(lines, "task.finished").into_iter().map(|(task, _)| task).collect()
+        tasks(lines, "task.finished")
+            .into_iter()
+            .map(|(task, _)| task)
+            .collect()
     };
     for (task, _) in &running {
         let what = format!("{task} finishes once");
@@ -126,7 +155,9 @@ fn check_adopted(cluster: &Cluster, marks: &[usize], old: &str, new: &str) -> us
             let at_old = recorded(&cluster.node(old).process.lines.all());
             let times = at_new.iter().chain(&at_old).filter(|t| *t == task).count();
             assert!(times <= 1, "{task} was recorded {times} times");
-            (times == 1).then_some(()).ok_or_else(|| "not yet".to_owned())
+            (times == 1)
+                .then_some(())
+                .ok_or_else(|| "not yet".to_owned())
         });
     }
     running.len()
@@ -158,7 +189,9 @@ fn nobody_was_condemned_and_nobody_promoted(nodes: &[Node], marks: &[usize]) {
     for (node, mark) in nodes.iter().zip(marks) {
         let lines = node.process.lines.all();
         let bad = lines[*mark..].iter().find(|(_, l)| {
-            ["peer.condemned", "master.promoted", "peer.removed"].iter().any(|e| event(l, e))
+            ["peer.condemned", "master.promoted", "peer.removed"]
+                .iter()
+                .any(|e| event(l, e))
         });
         assert!(bad.is_none(), "{}: {bad:?}", node.name);
     }
@@ -181,11 +214,17 @@ fn without_etcd_tasks_go_on_and_its_return_is_noticed_within_a_second() {
     for (node, mark) in cluster.nodes.iter().zip(&marks) {
         let (at, _) = node.wait_event(*mark, "registry.connected", LONG);
         let took = at.saturating_duration_since(back);
-        println!("{} is connected {took:?} after etcd answers again", node.name);
+        println!(
+            "{} is connected {took:?} after etcd answers again",
+            node.name
+        );
         assert!(took <= Duration::from_secs(1), "{took:?}");
     }
     nobody_was_condemned_and_nobody_promoted(&cluster.nodes, &marks);
-    println!("{finished} waits for a task were answered while etcd was stopped for {:?}", outage());
+    println!(
+        "{finished} waits for a task were answered while etcd was stopped for {:?}",
+        outage()
+    );
 }
 
 /// The embedded registry as a process of its own.
@@ -198,7 +237,14 @@ impl Embedded {
     fn start_on(port: u16) -> Self {
         let mut command = std::process::Command::new(support::TROUPE);
         let listen = format!("127.0.0.1:{port}");
-        command.args(["registry", "serve", "--listen", &listen, "--log-format", "json"]);
+        command.args([
+            "registry",
+            "serve",
+            "--listen",
+            &listen,
+            "--log-format",
+            "json",
+        ]);
         support::clean_env(&mut command);
         let process = support::Process::start(&mut command);
         until("the embedded registry listens", LONG, || {
@@ -246,7 +292,10 @@ fn a_frozen_embedded_registry_disturbs_nobody() {
         node.wait_event(*mark, "registry.lost", LONG);
         let (at, _) = node.wait_event(*mark, "registry.connected", LONG);
         let took = at.saturating_duration_since(back);
-        println!("{} is connected {took:?} after the registry goes on", node.name);
+        println!(
+            "{} is connected {took:?} after the registry goes on",
+            node.name
+        );
         assert!(took <= Duration::from_secs(1), "{took:?}");
     }
     nobody_was_condemned_and_nobody_promoted(&nodes, &marks);
@@ -273,7 +322,10 @@ fn an_embedded_registry_that_comes_back_empty_gets_everybody_again_under_one_new
         .zip(&marks)
         .map(|(n, mark)| {
             let lines = n.process.lines.all();
-            lines[*mark..].iter().filter(|(_, l)| event(l, "master.promoted")).count()
+            lines[*mark..]
+                .iter()
+                .filter(|(_, l)| event(l, "master.promoted"))
+                .count()
         })
         .sum();
     assert_eq!(promotions, 1);
@@ -299,13 +351,18 @@ fn thirty_nodes_see_each_other_and_replace_their_master() {
     let whole = last.elapsed();
     println!("{n} nodes: all see all {whole:?} after the last start");
     assert!(whole <= Duration::from_secs(5), "{whole:?}");
-    let (old, _) = until("a master", LONG, || nodes[0].master().ok_or("none".to_owned()));
+    let (old, _) = until("a master", LONG, || {
+        nodes[0].master().ok_or("none".to_owned())
+    });
     let marks = marks(&nodes);
     let killed = Instant::now();
     let at = nodes.iter().position(|n| n.name == old).unwrap();
     nodes[at].process.signal(Signal::KILL);
     let (promoted, new) = promoted(&nodes, &marks, &old);
-    println!("{n} nodes: {new} leads {:?} after the master's death", promoted - killed);
+    println!(
+        "{n} nodes: {new} leads {:?} after the master's death",
+        promoted - killed
+    );
     assert!(promoted - killed <= Duration::from_secs(2));
 }
 
@@ -338,7 +395,12 @@ fn an_idle_node_is_small_and_quiet() {
 /// User and system time of a process so far, seconds.
 fn cpu(pid: u32) -> f64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split_whitespace().collect();
+    let fields: Vec<&str> = stat
+        .rsplit(") ")
+        .next()
+        .unwrap()
+        .split_whitespace()
+        .collect();
     let ticks: f64 = fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap();
     ticks / 100.0
 }

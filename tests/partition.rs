@@ -25,9 +25,11 @@ fn two_nodes_cut_from_each_other_keep_their_master_and_condemn_nobody() {
     net.cut(1, 2);
     for node in &nodes {
         let other = if node.name == "n1" { "n2" } else { "n1" };
-        until("the other is cut off", LONG, || match node.members().get(other) {
-            Some(state) if state == "cut-off" => Ok(()),
-            seen => Err(format!("{}: {seen:?}", node.name)),
+        until("the other is cut off", LONG, || {
+            match node.members().get(other) {
+                Some(state) if state == "cut-off" => Ok(()),
+                seen => Err(format!("{}: {seen:?}", node.name)),
+            }
         });
         assert_eq!(node.master().map(|m| m.0), Some("n1".to_owned()));
     }
@@ -56,12 +58,19 @@ fn equal_halves_that_both_reach_etcd_settle_with_at_most_two_epochs() {
         };
         until("the other half is cut off", LONG, || {
             let members = node.members();
-            let settled = far.iter().all(|n| members.get(*n).is_some_and(|s| s == "cut-off"));
-            settled.then_some(()).ok_or_else(|| format!("{}: {members:?}", node.name))
+            let settled = far
+                .iter()
+                .all(|n| members.get(*n).is_some_and(|s| s == "cut-off"));
+            settled
+                .then_some(())
+                .ok_or_else(|| format!("{}: {members:?}", node.name))
         });
     }
     let settled = cut.elapsed();
-    println!("equal halves settled after {settled:?} with epochs {:?}", epochs(&nodes));
+    println!(
+        "equal halves settled after {settled:?} with epochs {:?}",
+        epochs(&nodes)
+    );
     assert!(settled < Duration::from_secs(10), "{settled:?}");
     assert!(epochs(&nodes).len() <= 2);
     net.heal();

@@ -8,6 +8,7 @@ pub mod id;
 pub mod job;
 pub mod master;
 pub mod registry;
+pub mod supervisor;
 pub mod transport;
 pub mod wire;
 pub mod worker;

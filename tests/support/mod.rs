@@ -78,9 +78,17 @@ impl Lines {
             seen = lines.len();
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                let tail: Vec<String> = lines.iter().rev().take(40).map(|(_, v)| v.to_string()).collect();
+                let tail: Vec<String> = lines
+                    .iter()
+                    .rev()
+                    .take(40)
+                    .map(|(_, v)| v.to_string())
+                    .collect();
                 let tail: Vec<String> = tail.into_iter().rev().collect();
-                panic!("no {what} within {within:?}; the last lines were:\n{}", tail.join("\n"));
+                panic!(
+                    "no {what} within {within:?}; the last lines were:\n{}",
+                    tail.join("\n")
+                );
             }
             lines = self.inner.1.wait_timeout(lines, left).unwrap().0;
         }
@@ -144,7 +152,10 @@ impl Process {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status.code();
             }
-            assert!(Instant::now() < deadline, "the process did not end within {within:?}");
+            assert!(
+                Instant::now() < deadline,
+                "the process did not end within {within:?}"
+            );
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -335,7 +346,10 @@ impl Node {
             "--log-format".to_owned(),
             "json".to_owned(),
         ];
-        let args: Vec<String> = own.into_iter().chain(more.iter().map(|s| (*s).to_owned())).collect();
+        let args: Vec<String> = own
+            .into_iter()
+            .chain(more.iter().map(|s| (*s).to_owned()))
+            .collect();
         let process = spawn(netns.as_deref(), &args);
         Self {
             process,
@@ -433,7 +447,9 @@ impl Node {
         let what = format!("{} sees {names:?} alive", self.name);
         until(&what, within, || {
             let seen = self.members();
-            (seen == want).then_some(()).ok_or_else(|| format!("{seen:?}"))
+            (seen == want)
+                .then_some(())
+                .ok_or_else(|| format!("{seen:?}"))
         });
     }
 
@@ -471,7 +487,10 @@ pub fn until<T>(what: &str, within: Duration, mut look: impl FnMut() -> Result<T
     loop {
         match look() {
             Ok(found) => return found,
-            Err(why) => assert!(Instant::now() < deadline, "not within {within:?}: {what}: {why}"),
+            Err(why) => assert!(
+                Instant::now() < deadline,
+                "not within {within:?}: {what}: {why}"
+            ),
         }
         std::thread::sleep(Duration::from_millis(10));
     }
@@ -481,7 +500,9 @@ pub fn until<T>(what: &str, within: Duration, mut look: impl FnMut() -> Result<T
 pub fn request(address: &str, method: &str, path: &str, body: &str) -> Option<(u16, Value)> {
     let address: SocketAddr = address.parse().ok()?;
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok()?;
-    stream.set_read_timeout(Some(Duration::from_secs(35))).ok()?;
+    stream
+        .set_read_timeout(Some(Duration::from_secs(35)))
+        .ok()?;
     let head = format!(
         "{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
@@ -503,8 +524,12 @@ pub fn request(address: &str, method: &str, path: &str, body: &str) -> Option<(u
 fn unchunk(mut body: &str) -> String {
     let mut whole = String::new();
     while let Some((size, rest)) = body.split_once("\r\n") {
-        let Ok(size) = usize::from_str_radix(size.trim(), 16) else { break };
-        let Some(chunk) = rest.get(..size).filter(|_| size > 0) else { break };
+        let Ok(size) = usize::from_str_radix(size.trim(), 16) else {
+            break;
+        };
+        let Some(chunk) = rest.get(..size).filter(|_| size > 0) else {
+            break;
+        };
         whole.push_str(chunk);
         body = rest.get(size + 2..).unwrap_or("");
     }

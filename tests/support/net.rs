@@ -28,7 +28,9 @@ impl Net {
         static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let n = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let tag = format!("tr{:x}{n}", std::process::id() & 0xffff);
-        let probe = Command::new("ip").args(["netns", "add", &format!("{tag}b")]).output();
+        let probe = Command::new("ip")
+            .args(["netns", "add", &format!("{tag}b")])
+            .output();
         if !probe.as_ref().is_ok_and(|o| o.status.success()) {
             eprintln!("SKIPPED: network namespaces are not permitted here ({probe:?})");
             return None;
@@ -47,14 +49,21 @@ impl Net {
         for host in 1..=self.hosts {
             let ns = self.ns(host);
             run(&format!("ip netns add {ns}"));
-            run(&format!("ip -n {b} link add p{host} type veth peer name eth0 netns {ns}"));
+            run(&format!(
+                "ip -n {b} link add p{host} type veth peer name eth0 netns {ns}"
+            ));
             run(&format!("ip -n {b} link set p{host} master br0 up"));
-            run(&format!("ip -n {ns} addr add {}/24 dev eth0", Self::ip(host)));
+            run(&format!(
+                "ip -n {ns} addr add {}/24 dev eth0",
+                Self::ip(host)
+            ));
             run(&format!("ip -n {ns} link set eth0 up"));
             run(&format!("ip -n {ns} link set lo up"));
             run(&format!("ip netns exec {ns} nft add table inet cut"));
             let chain = "{ type filter hook input priority 0 ; }";
-            run(&format!("ip netns exec {ns} nft add chain inet cut in {chain}"));
+            run(&format!(
+                "ip netns exec {ns} nft add chain inet cut in {chain}"
+            ));
         }
     }
 
@@ -77,14 +86,19 @@ impl Net {
     pub fn cut(&self, a: usize, b: usize) {
         for (here, there) in [(a, b), (b, a)] {
             let (ns, ip) = (self.ns(here), Self::ip(there));
-            run(&format!("ip netns exec {ns} nft add rule inet cut in ip saddr {ip} drop"));
+            run(&format!(
+                "ip netns exec {ns} nft add rule inet cut in ip saddr {ip} drop"
+            ));
         }
     }
 
     /// Everybody hears everybody again.
     pub fn heal(&self) {
         for host in 1..=self.hosts {
-            run(&format!("ip netns exec {} nft flush chain inet cut in", self.ns(host)));
+            run(&format!(
+                "ip netns exec {} nft flush chain inet cut in",
+                self.ns(host)
+            ));
         }
     }
 
@@ -122,8 +136,14 @@ impl Net {
 impl Drop for Net {
     fn drop(&mut self) {
         for host in 1..=self.hosts {
-            Command::new("ip").args(["netns", "del", &self.ns(host)]).output().ok();
+            Command::new("ip")
+                .args(["netns", "del", &self.ns(host)])
+                .output()
+                .ok();
         }
-        Command::new("ip").args(["netns", "del", &self.bridge()]).output().ok();
+        Command::new("ip")
+            .args(["netns", "del", &self.bridge()])
+            .output()
+            .ok();
     }
 }
