@@ -62,7 +62,8 @@ impl Backoff {
             return Duration::ZERO;
         }
         let exponent = i32::try_from(attempt).unwrap_or(i32::MAX);
-        let nominal = (self.base.as_secs_f64() * self.factor.powi(exponent)).min(self.max.as_secs_f64());
+        let nominal =
+            (self.base.as_secs_f64() * self.factor.powi(exponent)).min(self.max.as_secs_f64());
         Duration::from_secs_f64(nominal * (1.0 - self.jitter * rng.random::<f64>())).min(self.max)
     }
 

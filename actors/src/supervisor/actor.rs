@@ -92,7 +92,12 @@ impl Supervisor {
     }
 }
 
-fn launch(index: usize, spec: ChildSpec, spawner: &dyn Spawner, events: &UnboundedSender<Event>) -> Child {
+fn launch(
+    index: usize,
+    spec: ChildSpec,
+    spawner: &dyn Spawner,
+    events: &UnboundedSender<Event>,
+) -> Child {
     let pulse = Arc::new(Pulse::new(spec.name));
     let (commands, obeyed) = unbounded_channel();
     let link = Link {
@@ -124,7 +129,10 @@ pub struct SupervisorHandle {
 impl SupervisorHandle {
     /// All actors in start order. It waits for nobody, and a hung arbiter does not hide.
     pub fn report(&self) -> Vec<ActorReport> {
-        self.contacts.iter().map(|contact| contact.pulse.report()).collect()
+        self.contacts
+            .iter()
+            .map(|contact| contact.pulse.report())
+            .collect()
     }
 
     /// Makes an actor fail. It goes straight to its guard: past its mailbox, and past the supervisor.
@@ -132,8 +140,16 @@ impl SupervisorHandle {
     /// # Errors
     /// A refusal, if there is nobody there to kill.
     pub fn kill(&self, kill: &Kill) -> Result<(), KillRefused> {
-        let Some(contact) = self.contacts.iter().find(|contact| contact.pulse.name == kill.name) else {
-            let known: Vec<_> = self.contacts.iter().map(|contact| contact.pulse.name).collect();
+        let Some(contact) = self
+            .contacts
+            .iter()
+            .find(|contact| contact.pulse.name == kill.name)
+        else {
+            let known: Vec<_> = self
+                .contacts
+                .iter()
+                .map(|contact| contact.pulse.name)
+                .collect();
             return Err(KillRefused::Unknown {
                 name: kill.name.clone(),
                 known: known.join(", "),
@@ -168,7 +184,9 @@ impl SupervisorHandle {
     }
 
     pub(super) fn pulses(&self) -> impl Iterator<Item = Arc<Pulse>> {
-        self.contacts.iter().map(|contact| Arc::clone(&contact.pulse))
+        self.contacts
+            .iter()
+            .map(|contact| Arc::clone(&contact.pulse))
     }
 }
 
@@ -224,6 +242,16 @@ impl Child {
         self.life += 1;
         self.standing = Standing::Up;
         self.contact.tell(Command::Start { life: self.life });
+    }
+
+    /// There will be no other life.
+    fn dismiss(&mut self, command: Command) {
+        self.due = None;
+        if self.standing != Standing::Up {
+            // Said here, so that a report agrees at once; the guard is parked and says nothing.
+            self.contact.pulse.ended();
+        }
+        self.contact.tell(command);
     }
 }
 
@@ -306,7 +334,9 @@ impl Shell {
                 let duration_ms = at.elapsed().as_millis();
                 log::warn!(event = "actor.restarted", actor, restarts = life - 1, duration_ms; "actor restarted");
             }
-            None => log::warn!(event = "actor.restarted", actor, restarts = life - 1; "actor restarted with its group"),
+            None => {
+                log::warn!(event = "actor.restarted", actor, restarts = life - 1; "actor restarted with its group")
+            }
         }
     }
 
@@ -328,8 +358,12 @@ impl Shell {
             Exit::Normal | Exit::Stopped => {
                 log::info!(event = "actor.stopped", actor, reason:% = exit; "actor stopped");
             }
-            Exit::Panic(err) => log::warn!(event = "actor.failed", actor, reason = "panic", err = err.as_str(); "actor failed"),
-            Exit::ArbiterDied => log::error!(event = "actor.failed", actor, reason = "arbiter died"; "actor failed"),
+            Exit::Panic(err) => {
+                log::warn!(event = "actor.failed", actor, reason = "panic", err = err.as_str(); "actor failed")
+            }
+            Exit::ArbiterDied => {
+                log::error!(event = "actor.failed", actor, reason = "arbiter died"; "actor failed")
+            }
         }
         let mut actions = self.policy.exited(child, &exit, now, &mut self.rng);
         while let Some(stuck) = self.perform(actions).await {
@@ -355,18 +389,15 @@ impl Shell {
                         }
                     }
                 }
-                Action::Retire(child) => self.dismiss(child, Command::Retire),
-                Action::Remove(child) => self.dismiss(child, Command::Close),
-                Action::Start { children, after } => self.schedule(&children, Instant::now() + after),
+                Action::Retire(child) => self.children[child].dismiss(Command::Retire),
+                Action::Remove(child) => self.children[child].dismiss(Command::Close),
+                Action::Start { children, after } => {
+                    self.schedule(&children, Instant::now() + after)
+                }
                 Action::GiveUp { child, failure } => self.give_up(child, failure),
             }
         }
         None
-    }
-
-    fn dismiss(&mut self, child: usize, command: Command) {
-        self.children[child].due = None;
-        self.children[child].contact.tell(command);
     }
 
     fn schedule(&mut self, children: &[usize], due: Instant) {
@@ -376,11 +407,12 @@ impl Shell {
     }
 
     fn give_up(&mut self, child: usize, failure: String) {
-        for child in &mut self.children {
-            child.due = None;
-            if child.standing == Standing::Down {
-                child.contact.tell(Command::Retire);
-            }
+        for child in self
+            .children
+            .iter_mut()
+            .filter(|child| child.standing == Standing::Down)
+        {
+            child.dismiss(Command::Retire);
         }
         let actor = self.children[child].name();
         escalate(self.on_give_up.take(), GaveUp { actor, failure });
@@ -431,9 +463,11 @@ impl Shell {
 
     fn exit_of<'e>(&self, child: usize, event: &'e Event) -> Option<&'e Exit> {
         match event {
-            Event::Exited { child: other, life, exit } if *other == child => {
-                self.is_news(child, *life, exit).then_some(exit)
-            }
+            Event::Exited {
+                child: other,
+                life,
+                exit,
+            } if *other == child => self.is_news(child, *life, exit).then_some(exit),
             Event::Exited { .. } | Event::Started { .. } | Event::Shutdown(_) => None,
         }
     }
@@ -445,8 +479,8 @@ impl Shell {
                 report.overdue.push(self.children[child].name());
             }
         }
-        for child in &self.children {
-            child.contact.tell(Command::Close);
+        for child in &mut self.children {
+            child.dismiss(Command::Close);
         }
         self.on_give_up = None;
         for farewell in farewell.into_iter().chain(self.other_farewells()) {
@@ -473,7 +507,13 @@ impl Drop for Shell {
     fn drop(&mut self) {
         if let Some(on_give_up) = self.on_give_up.take() {
             let failure = "the control plane ended under it".to_owned();
-            escalate(Some(on_give_up), GaveUp { actor: "supervisor", failure });
+            escalate(
+                Some(on_give_up),
+                GaveUp {
+                    actor: "supervisor",
+                    failure,
+                },
+            );
         }
     }
 }

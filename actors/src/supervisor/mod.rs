@@ -116,7 +116,9 @@ pub struct Mailbox<A: Actor> {
 
 impl<A: Actor> fmt::Debug for Mailbox<A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Mailbox").field("capacity", &self.capacity).finish_non_exhaustive()
+        f.debug_struct("Mailbox")
+            .field("capacity", &self.capacity)
+            .finish_non_exhaustive()
     }
 }
 

@@ -56,7 +56,9 @@ pub(super) fn guarded<T>(f: impl FnOnce() -> T) -> Result<T, String> {
     let outcome = panic::catch_unwind(AssertUnwindSafe(f));
     GUARDED.set(outer);
     outcome.map_err(|payload| {
-        let message = LAST_PANIC.with_borrow_mut(Option::take).unwrap_or_else(|| message_of(&*payload));
+        let message = LAST_PANIC
+            .with_borrow_mut(Option::take)
+            .unwrap_or_else(|| message_of(&*payload));
         // A payload may panic in its own drop; a leaked one cannot.
         std::mem::forget(payload);
         message
@@ -72,9 +74,15 @@ mod tests {
         install_panic_hook();
         install_panic_hook();
         let caught = guarded(|| panic!("no {}", "luck")).unwrap_err();
-        assert!(caught.starts_with("no luck, at ") && caught.contains("panics.rs:"), "{caught}");
+        assert!(
+            caught.starts_with("no luck, at ") && caught.contains("panics.rs:"),
+            "{caught}"
+        );
         let caught = guarded(|| panic::panic_any(7)).unwrap_err();
-        assert!(caught.starts_with("a value that is no text, at "), "{caught}");
+        assert!(
+            caught.starts_with("a value that is no text, at "),
+            "{caught}"
+        );
         assert_eq!(guarded(|| 7), Ok(7));
     }
 }

@@ -159,20 +159,31 @@ impl Policy {
     pub fn new(settings: SupervisionSettings, children: impl IntoIterator<Item = Restart>) -> Self {
         Self {
             settings,
-            children: children.into_iter().map(|restart| (restart, Presence::Up)).collect(),
+            children: children
+                .into_iter()
+                .map(|restart| (restart, Presence::Up))
+                .collect(),
             restarts: VecDeque::new(),
             gave_up: false,
         }
     }
 
     /// A child exited by itself, at `now` since any fixed moment.
-    pub fn exited<R: Rng + ?Sized>(&mut self, child: usize, exit: &Exit, now: Duration, rng: &mut R) -> Vec<Action> {
+    pub fn exited<R: Rng + ?Sized>(
+        &mut self,
+        child: usize,
+        exit: &Exit,
+        now: Duration,
+        rng: &mut R,
+    ) -> Vec<Action> {
         match (self.children[child].0, exit) {
             _ if self.children[child].1 == Presence::Removed => Vec::new(),
             (Restart::Temporary, _) => vec![self.remove(child)],
             (Restart::Transient, Exit::Normal | Exit::Stopped) => vec![self.retire(child)],
             (_, Exit::ArbiterDied) => self.give_up(child, exit.to_string()),
-            (_, Exit::Normal | Exit::Stopped | Exit::Panic(_)) => self.restart(child, exit, now, rng),
+            (_, Exit::Normal | Exit::Stopped | Exit::Panic(_)) => {
+                self.restart(child, exit, now, rng)
+            }
         }
     }
 
@@ -181,14 +192,27 @@ impl Policy {
         self.give_up(child, "did not stop within its deadline".to_owned())
     }
 
-    fn restart<R: Rng + ?Sized>(&mut self, child: usize, exit: &Exit, now: Duration, rng: &mut R) -> Vec<Action> {
+    fn restart<R: Rng + ?Sized>(
+        &mut self,
+        child: usize,
+        exit: &Exit,
+        now: Duration,
+        rng: &mut R,
+    ) -> Vec<Action> {
         if self.gave_up {
             return vec![self.retire(child)];
         }
         let earlier = self.count_restart(now);
         if earlier >= self.settings.max_restarts {
-            let SupervisionSettings { max_restarts, within, .. } = self.settings;
-            return self.give_up(child, format!("{exit}; more than {max_restarts} restarts in {within:?}"));
+            let SupervisionSettings {
+                max_restarts,
+                within,
+                ..
+            } = self.settings;
+            return self.give_up(
+                child,
+                format!("{exit}; more than {max_restarts} restarts in {within:?}"),
+            );
         }
         let after = match earlier {
             0 => Duration::ZERO,
@@ -199,7 +223,11 @@ impl Policy {
 
     /// Notes a restart and answers how many others the window holds.
     fn count_restart(&mut self, now: Duration) -> u32 {
-        while self.restarts.front().is_some_and(|&then| now.saturating_sub(then) > self.settings.within) {
+        while self
+            .restarts
+            .front()
+            .is_some_and(|&then| now.saturating_sub(then) > self.settings.within)
+        {
             self.restarts.pop_front();
         }
         let earlier = u32::try_from(self.restarts.len()).unwrap_or(u32::MAX);
@@ -214,7 +242,11 @@ impl Policy {
             Strategy::RestForOne => child..self.children.len(),
         };
         let mut actions = Vec::new();
-        let others: Vec<_> = group.clone().rev().filter(|&i| i != child && self.is_up(i)).collect();
+        let others: Vec<_> = group
+            .clone()
+            .rev()
+            .filter(|&i| i != child && self.is_up(i))
+            .collect();
         if !others.is_empty() {
             actions.push(Action::Stop(others));
         }
@@ -223,7 +255,9 @@ impl Policy {
                 actions.push(self.remove(i));
             }
         }
-        let children: Vec<_> = group.filter(|&i| self.children[i].1 != Presence::Removed).collect();
+        let children: Vec<_> = group
+            .filter(|&i| self.children[i].1 != Presence::Removed)
+            .collect();
         for &i in &children {
             self.children[i].1 = Presence::Up;
         }
@@ -268,7 +302,10 @@ mod tests {
     }
 
     fn settings(strategy: Strategy) -> SupervisionSettings {
-        SupervisionSettings { strategy, ..SupervisionSettings::default() }
+        SupervisionSettings {
+            strategy,
+            ..SupervisionSettings::default()
+        }
     }
 
     fn panic() -> Exit {
@@ -280,11 +317,16 @@ mod tests {
     }
 
     fn start(children: &[usize]) -> Action {
-        Action::Start { children: children.to_vec(), after: Duration::ZERO }
+        Action::Start {
+            children: children.to_vec(),
+            after: Duration::ZERO,
+        }
     }
 
     fn gives_up(actions: &[Action]) -> bool {
-        actions.iter().any(|action| matches!(action, Action::GiveUp { .. }))
+        actions
+            .iter()
+            .any(|action| matches!(action, Action::GiveUp { .. }))
     }
 
     #[test]
@@ -349,7 +391,11 @@ mod tests {
             if !stopped.is_empty() {
                 expected.insert(0, Action::Stop(stopped.to_vec()));
             }
-            assert_eq!(exit(&mut policy, child, &panic(), s(0)), expected, "{strategy:?} {child}");
+            assert_eq!(
+                exit(&mut policy, child, &panic(), s(0)),
+                expected,
+                "{strategy:?} {child}"
+            );
         }
     }
 
@@ -360,7 +406,11 @@ mod tests {
             exit(&mut policy, 0, &panic(), s(0)),
             [Action::Stop(vec![2, 1]), Action::Remove(1), start(&[0, 2])]
         );
-        assert_eq!(exit(&mut policy, 1, &panic(), s(1)), [], "a late word of a removed child is nobody's business");
+        assert_eq!(
+            exit(&mut policy, 1, &panic(), s(1)),
+            [],
+            "a late word of a removed child is nobody's business"
+        );
         let again = exit(&mut policy, 2, &panic(), s(20));
         assert_eq!(again, [Action::Stop(vec![0]), start(&[0, 2])]);
     }
@@ -368,10 +418,16 @@ mod tests {
     #[test]
     fn a_retired_sibling_comes_back_with_its_group_but_not_alone() {
         let mut policy = Policy::new(settings(RestForOne), [Permanent, Transient]);
-        assert_eq!(exit(&mut policy, 1, &Exit::Normal, s(0)), [Action::Retire(1)]);
+        assert_eq!(
+            exit(&mut policy, 1, &Exit::Normal, s(0)),
+            [Action::Retire(1)]
+        );
         assert_eq!(exit(&mut policy, 0, &panic(), s(1)), [start(&[0, 1])]);
         let mut policy = Policy::new(settings(OneForOne), [Permanent, Transient]);
-        assert_eq!(exit(&mut policy, 1, &Exit::Normal, s(0)), [Action::Retire(1)]);
+        assert_eq!(
+            exit(&mut policy, 1, &Exit::Normal, s(0)),
+            [Action::Retire(1)]
+        );
         assert_eq!(exit(&mut policy, 0, &panic(), s(1)), [start(&[0])]);
     }
 
@@ -379,7 +435,10 @@ mod tests {
     fn five_restarts_in_the_window_are_allowed_and_the_sixth_gives_up() {
         let mut policy = Policy::new(settings(OneForOne), [Permanent]);
         for n in 0..5 {
-            assert!(!gives_up(&exit(&mut policy, 0, &panic(), s(n))), "restart {n}");
+            assert!(
+                !gives_up(&exit(&mut policy, 0, &panic(), s(n))),
+                "restart {n}"
+            );
         }
         let failure = "panicked: boom; more than 5 restarts in 10s".to_owned();
         assert_eq!(
@@ -395,7 +454,11 @@ mod tests {
             for n in 0..5 {
                 exit(&mut policy, 0, &panic(), s(n));
             }
-            assert_eq!(gives_up(&exit(&mut policy, 0, &panic(), sixth)), over, "{sixth:?}");
+            assert_eq!(
+                gives_up(&exit(&mut policy, 0, &panic(), sixth)),
+                over,
+                "{sixth:?}"
+            );
         }
     }
 
@@ -404,14 +467,30 @@ mod tests {
         let mut policy = Policy::new(settings(OneForOne), [Permanent]);
         for n in 0..100 {
             // One every 2.1 s: at most five in any ten seconds, for ever.
-            assert!(!gives_up(&exit(&mut policy, 0, &panic(), Duration::from_millis(2_100) * n)), "restart {n}");
+            assert!(
+                !gives_up(&exit(
+                    &mut policy,
+                    0,
+                    &panic(),
+                    Duration::from_millis(2_100) * n
+                )),
+                "restart {n}"
+            );
         }
     }
 
     #[test]
     fn no_restart_allowed_means_the_first_failure_gives_up() {
-        let none = SupervisionSettings { max_restarts: 0, ..settings(OneForOne) };
-        assert!(gives_up(&exit(&mut Policy::new(none, [Permanent]), 0, &panic(), s(0))));
+        let none = SupervisionSettings {
+            max_restarts: 0,
+            ..settings(OneForOne)
+        };
+        assert!(gives_up(&exit(
+            &mut Policy::new(none, [Permanent]),
+            0,
+            &panic(),
+            s(0)
+        )));
     }
 
     #[test]
@@ -432,21 +511,30 @@ mod tests {
         let mut delays = Vec::new();
         for _ in 0..5 {
             let actions = policy.exited(0, &panic(), now, &mut rng);
-            let [Action::Start { after, .. }] = actions[..] else { panic!("{actions:?}") };
+            let [Action::Start { after, .. }] = actions[..] else {
+                panic!("{actions:?}")
+            };
             delays.push(after);
             now += after;
         }
         assert_eq!(delays[0], Duration::ZERO);
         for (n, delay) in delays[1..].iter().enumerate() {
             let nominal = Duration::from_millis(10 << n);
-            assert!(*delay <= nominal && *delay >= nominal.mul_f64(0.8), "{n}: {delay:?}");
+            assert!(
+                *delay <= nominal && *delay >= nominal.mul_f64(0.8),
+                "{n}: {delay:?}"
+            );
         }
         assert!(now < settings.within);
         assert!(gives_up(&policy.exited(0, &panic(), now, &mut rng)));
         let quiet = s(11);
         let mut policy = Policy::new(settings, [Permanent]);
         policy.exited(0, &panic(), s(0), &mut rng);
-        assert_eq!(policy.exited(0, &panic(), quiet, &mut rng), [start(&[0])], "a quiet window starts over");
+        assert_eq!(
+            policy.exited(0, &panic(), quiet, &mut rng),
+            [start(&[0])],
+            "a quiet window starts over"
+        );
     }
 
     #[test]
@@ -454,6 +542,9 @@ mod tests {
         let mut policy = Policy::new(settings(OneForOne), [Permanent, Permanent]);
         assert!(gives_up(&policy.would_not_stop(1)));
         assert_eq!(exit(&mut policy, 0, &panic(), s(100)), [Action::Retire(0)]);
-        assert_eq!(exit(&mut policy, 0, &Exit::ArbiterDied, s(100)), [Action::Retire(0)]);
+        assert_eq!(
+            exit(&mut policy, 0, &Exit::ArbiterDied, s(100)),
+            [Action::Retire(0)]
+        );
     }
 }

@@ -12,7 +12,9 @@ static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// Real time since [`EPOCH`], in microseconds and never 0, which stands for "not".
 pub(super) fn now_us() -> u64 {
-    u64::try_from(EPOCH.elapsed().as_micros()).unwrap_or(u64::MAX).max(1)
+    u64::try_from(EPOCH.elapsed().as_micros())
+        .unwrap_or(u64::MAX)
+        .max(1)
 }
 
 /// One actor's vital signs. Written by its guard, and `hung` by the watchdog; each number stands for itself.
@@ -66,7 +68,10 @@ impl Pulse {
     /// A life ended, and whether there will be another is not known yet.
     pub(super) fn died(&self, failure: Option<&str>) {
         if let Some(failure) = failure {
-            *self.last_failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure.to_owned());
+            *self
+                .last_failure
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner) = Some(failure.to_owned());
         }
         self.alive_since.store(0, Relaxed);
         self.state.store(RESTARTING, SeqCst);
@@ -125,7 +130,11 @@ impl Pulse {
             name: self.name,
             state,
             restarts: self.restarts.load(Relaxed),
-            last_failure: self.last_failure.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            last_failure: self
+                .last_failure
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone(),
             mailbox: (state == ActorState::Running).then(|| self.mailbox.load(Relaxed)),
             handled: self.handled.load(Relaxed),
             turns: self.turns.load(Relaxed),
@@ -152,8 +161,14 @@ mod tests {
         assert_eq!(pulse.report().uptime, Duration::ZERO);
         pulse.born(2);
         let report = pulse.report();
-        assert_eq!((report.name, report.state, report.restarts), ("worker", ActorState::Running, 1));
-        assert_eq!((report.handled, report.turns, report.mailbox), (3, 1, Some(2)));
+        assert_eq!(
+            (report.name, report.state, report.restarts),
+            ("worker", ActorState::Running, 1)
+        );
+        assert_eq!(
+            (report.handled, report.turns, report.mailbox),
+            (3, 1, Some(2))
+        );
         assert_eq!(report.last_failure.as_deref(), Some("boom"));
         pulse.ended();
         assert_eq!(pulse.state(), ActorState::Stopped);

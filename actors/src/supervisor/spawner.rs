@@ -19,7 +19,10 @@ impl ArbiterSpawner {
     ///
     /// # Panics
     /// Outside of an [`actix_rt::System`], as actix does.
-    #[allow(clippy::new_without_default, reason = "it starts threads, which a default should not")]
+    #[allow(
+        clippy::new_without_default,
+        reason = "it starts threads, which a default should not"
+    )]
     pub fn new() -> Self {
         let arbiter = || Arbiter::new().handle();
         Self {

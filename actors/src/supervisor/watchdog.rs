@@ -62,17 +62,19 @@ impl Watchdog {
     ) -> std::io::Result<Self> {
         let (stop, stopped) = channel();
         let mut watched: Vec<_> = supervisor.pulses().map(|pulse| (pulse, false)).collect();
-        thread::Builder::new().name("watchdog".to_owned()).spawn(move || {
-            // The thread ends when the `Watchdog` is dropped, which disconnects the channel.
-            while stopped.recv_timeout(settings.every) == Err(RecvTimeoutError::Timeout) {
-                for (pulse, known) in &mut watched {
-                    if let Some(finding) = look(pulse, known, settings.hung_after, now_us()) {
-                        log(finding);
-                        on_finding(finding);
+        thread::Builder::new()
+            .name("watchdog".to_owned())
+            .spawn(move || {
+                // The thread ends when the `Watchdog` is dropped, which disconnects the channel.
+                while stopped.recv_timeout(settings.every) == Err(RecvTimeoutError::Timeout) {
+                    for (pulse, known) in &mut watched {
+                        if let Some(finding) = look(pulse, known, settings.hung_after, now_us()) {
+                            log(finding);
+                            on_finding(finding);
+                        }
                     }
                 }
-            }
-        })?;
+            })?;
         Ok(Self { _stop: stop })
     }
 }
@@ -84,7 +86,12 @@ impl fmt::Debug for Watchdog {
 }
 
 /// One look at one pulse. `known` is whether its hang has been reported and not yet its end.
-fn look(pulse: &Arc<Pulse>, known: &mut bool, hung_after: Duration, now_us: u64) -> Option<Finding> {
+fn look(
+    pulse: &Arc<Pulse>,
+    known: &mut bool,
+    hung_after: Duration,
+    now_us: u64,
+) -> Option<Finding> {
     let actor = pulse.name;
     if *known {
         return (pulse.state() != ActorState::Hung).then(|| {
@@ -123,18 +130,35 @@ mod tests {
     fn a_hang_is_reported_once_and_so_is_its_end() {
         let pulse = Arc::new(Pulse::new("worker"));
         let mut known = false;
-        assert_eq!(look(&pulse, &mut known, LIMIT, now_us()), None, "idle since ever");
+        assert_eq!(
+            look(&pulse, &mut known, LIMIT, now_us()),
+            None,
+            "idle since ever"
+        );
         pulse.born(1);
         pulse.begin_turn();
         let limit_us = 5_000_000;
         let since = pulse.busy_since();
-        assert_eq!(look(&pulse, &mut known, LIMIT, since + limit_us), None, "just in time");
+        assert_eq!(
+            look(&pulse, &mut known, LIMIT, since + limit_us),
+            None,
+            "just in time"
+        );
         let late = since + limit_us + 1;
         let busy_for = Duration::from_micros(limit_us + 1);
-        assert_eq!(look(&pulse, &mut known, LIMIT, late), Some(Finding::Hung { actor: "worker", busy_for }));
+        assert_eq!(
+            look(&pulse, &mut known, LIMIT, late),
+            Some(Finding::Hung {
+                actor: "worker",
+                busy_for
+            })
+        );
         assert_eq!(look(&pulse, &mut known, LIMIT, late + 1), None, "once");
         pulse.end_turn(1, 0);
-        assert_eq!(look(&pulse, &mut known, LIMIT, late + 2), Some(Finding::Recovered { actor: "worker" }));
+        assert_eq!(
+            look(&pulse, &mut known, LIMIT, late + 2),
+            Some(Finding::Recovered { actor: "worker" })
+        );
         assert_eq!(look(&pulse, &mut known, LIMIT, late + 3), None, "once");
     }
 }
