@@ -243,6 +243,16 @@ impl Child {
         self.standing = Standing::Up;
         self.contact.tell(Command::Start { life: self.life });
     }
+
+    /// There will be no other life.
+    fn dismiss(&mut self, command: Command) {
+        self.due = None;
+        if self.standing != Standing::Up {
+            // Said here, so that a report agrees at once; the guard is parked and says nothing.
+            self.contact.pulse.ended();
+        }
+        self.contact.tell(command);
+    }
 }
 
 /// How a child that was told to stop took it.
@@ -379,8 +389,8 @@ impl Shell {
                         }
                     }
                 }
-                Action::Retire(child) => self.dismiss(child, Command::Retire),
-                Action::Remove(child) => self.dismiss(child, Command::Close),
+                Action::Retire(child) => self.children[child].dismiss(Command::Retire),
+                Action::Remove(child) => self.children[child].dismiss(Command::Close),
                 Action::Start { children, after } => {
                     self.schedule(&children, Instant::now() + after)
                 }
@@ -390,11 +400,6 @@ impl Shell {
         None
     }
 
-    fn dismiss(&mut self, child: usize, command: Command) {
-        self.children[child].due = None;
-        self.children[child].contact.tell(command);
-    }
-
     fn schedule(&mut self, children: &[usize], due: Instant) {
         for &child in children {
             self.children[child].due = Some(due);
@@ -402,11 +407,12 @@ impl Shell {
     }
 
     fn give_up(&mut self, child: usize, failure: String) {
-        for child in &mut self.children {
-            child.due = None;
-            if child.standing == Standing::Down {
-                child.contact.tell(Command::Retire);
-            }
+        for child in self
+            .children
+            .iter_mut()
+            .filter(|child| child.standing == Standing::Down)
+        {
+            child.dismiss(Command::Retire);
         }
         let actor = self.children[child].name();
         escalate(self.on_give_up.take(), GaveUp { actor, failure });
@@ -473,8 +479,8 @@ impl Shell {
                 report.overdue.push(self.children[child].name());
             }
         }
-        for child in &self.children {
-            child.contact.tell(Command::Close);
+        for child in &mut self.children {
+            child.dismiss(Command::Close);
         }
         self.on_give_up = None;
         for farewell in farewell.into_iter().chain(self.other_farewells()) {
