@@ -359,12 +359,15 @@ impl DiscoveryActor {
         ctx.spawn(claim.into_actor(self).map(|outcome, act, ctx| {
             act.claiming = false;
             match outcome {
-                Ok(Ok(Some(epoch))) => act.become_master(epoch),
+                Ok(Ok(Some(epoch))) => {
+                    act.become_master(epoch);
+                    act.turn(ctx);
+                }
                 Ok(Ok(None)) => act.seed.registry.relist.do_send(Relist),
                 Ok(Err(err)) => log::warn!(target: "discovery", event = "master.claim_failed", err = err.to_string(); "could not claim mastership"),
+                // RegistryActor is between two lives; the next tick claims again.
                 Err(_) => {}
             }
-            act.turn(ctx);
         }));
     }
 
@@ -712,7 +715,10 @@ impl DiscoveryActor {
         match envelope.message {
             Message::Heartbeat(beat) => self.hear_beat(from, incarnation, beat),
             Message::Probe(probe) => self.answer_probe(from, probe, ctx),
-            Message::ProbeAnswer(answer) => self.hear_witness(from, &answer),
+            Message::ProbeAnswer(answer) => {
+                self.hear_witness(from, &answer);
+                self.turn(ctx);
+            }
             Message::YourTurn(turn) => self.take_turn(&turn, ctx),
             Message::DialBack(back) => hear_dial_back(&back),
             Message::Fenced(fenced) => self.epoch_seen(fenced.epoch, ctx),
