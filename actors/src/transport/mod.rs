@@ -5,12 +5,33 @@
 //! [`Peers`]' owner as a [`SessionEvent`]; every queue has a bound. It does *not* promise delivery: whoever needs an
 //! answer re-sends after [`SessionEvent::Up`].
 
+pub mod actor;
+pub mod frame;
+pub mod handshake;
+pub mod hlc;
+mod lanes;
+pub mod memory;
+mod session;
+pub mod sessions;
+pub mod tcp;
+
+use std::any::Any;
+use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use actix::{Message, Recipient};
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{Mutex, mpsc};
+use tokio::task::AbortHandle;
+
+pub use actor::{TransportActor, TransportSeed};
+pub use tcp::TcpNetwork;
 
 use crate::id::{Generation, Incarnation, NodeId};
 use crate::wire::{Envelope, Message as WireMessage};
@@ -22,7 +43,7 @@ pub struct TransportSettings {
     pub max_frame: usize,
     /// A handshake must be done within this.
     pub handshake_timeout: Duration,
-    /// Handshakes at one time, both directions; beyond, inbound ones are closed at once.
+    /// Handshakes at one time in each direction; beyond, inbound ones are closed at once and outbound ones wait.
     pub max_handshakes: usize,
     /// A TCP connection must be made within this.
     pub dial_timeout: Duration,
@@ -109,6 +130,11 @@ pub struct Send {
     pub message: WireMessage,
 }
 
+/// Send many at once: one turn of the actor, one answer each, in order.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "Vec<Result<(), SendError>>")]
+pub struct SendMany(pub Vec<Send>);
+
 /// Send one message to every live session.
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "()")]
@@ -121,6 +147,13 @@ pub struct Dial {
     /// `host:port`.
     pub address: String,
 }
+
+/// A life of the transport has begun, the first or one after a failure: it has no sessions, knows no peers and not who we
+/// are. Send it [`Incarnated`] and [`Peers`]. Sessions of the life before are gone without a `Down`; that is no evidence
+/// against anybody.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub struct TransportReborn;
 
 /// What a dial found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -255,11 +288,86 @@ pub struct Desks {
     pub events: Vec<Recipient<SessionEvent>>,
 }
 
-/// From a new life of TransportActor to discovery: no session is up, and that is nobody's fault; say [`Peers`] and
-/// [`Incarnated`] again.
-#[derive(Clone, Copy, Debug, Message)]
-#[rtype(result = "()")]
-pub struct TransportReborn;
+/// A connection to or from another node, both halves apart.
+pub struct Stream {
+    /// What the peer says.
+    pub reader: Box<dyn AsyncRead + std::marker::Send + Unpin>,
+    /// What we say. Shutting it down tells the peer that no more will come.
+    pub writer: Box<dyn AsyncWrite + std::marker::Send + Unpin>,
+    /// Where the peer is.
+    pub remote: SocketAddr,
+}
+
+/// Why there is no connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unconnected {
+    /// The machine is there and nothing listens (at any of the addresses that a name stands for).
+    Refused,
+    /// Everything else, in words.
+    Silent(String),
+}
+
+/// What [`Network::dial`] answers.
+pub type Dialing = Pin<Box<dyn Future<Output = Result<Stream, Unconnected>>>>;
+
+/// How to reach others: TCP, memory in tests, a simulated network.
+pub trait Network: std::marker::Send + Sync {
+    /// Connects to `host:port` within this time.
+    fn dial(&self, address: &str, within: Duration) -> Dialing;
+}
+
+/// A connection somebody made to us, not yet bound to a thread: the actor opens it on its own.
+pub struct Incoming {
+    /// Where it comes from.
+    pub remote: SocketAddr,
+    /// Binds it to the thread that calls.
+    pub open: Box<dyn FnOnce() -> io::Result<Stream> + std::marker::Send>,
+}
+
+/// The port of this node. It belongs to the node, not to TransportActor: while the process lives, a dial is never *refused*,
+/// whatever becomes of the actor. Connections wait in a bounded queue, then in the kernel's. Cheap to clone; the port is
+/// free again when the last clone is dropped or [`Listener::close`] is called.
+#[derive(Clone)]
+pub struct Listener {
+    local: SocketAddr,
+    incoming: Arc<Mutex<mpsc::Receiver<Incoming>>>,
+    port: Arc<Port>,
+}
+
+/// Connections accepted and not yet taken by the actor; more wait in the kernel's backlog.
+pub const ACCEPT_QUEUE: usize = 64;
+
+struct Port {
+    accepting: Option<AbortHandle>,
+    _held: Option<Box<dyn Any + std::marker::Send + Sync>>,
+}
+
+impl Drop for Port {
+    fn drop(&mut self) {
+        if let Some(accepting) = &self.accepting {
+            accepting.abort();
+        }
+    }
+}
+
+impl Listener {
+    /// Listens on `host:port` by TCP and accepts from now on, on the current arbiter.
+    pub async fn bind(address: &str) -> io::Result<Self> {
+        tcp::bind(address).await
+    }
+
+    /// The address it listens on (with the port that was picked when 0 was asked for).
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// Frees the port now, although clones of this exist. What was accepted before is not touched.
+    pub fn close(&self) {
+        if let Some(accepting) = &self.port.accepting {
+            accepting.abort();
+        }
+    }
+}
 
 /// From a new life of DiscoveryActor: which sessions are up?
 #[derive(Clone, Copy, Debug, Message)]
