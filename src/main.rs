@@ -1,2 +1,137 @@
-//! x
-fn main() {}
+//! `troupe`: reads the command line and hands over.
+
+mod advertise;
+mod cli;
+mod client;
+mod config;
+mod dev;
+mod logging;
+mod node;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+use troupe_actors::events::EventLog;
+
+use crate::cli::{Cli, Command, ConfigCommand, RegistryCommand, RunArgs};
+use crate::config::{Config, Told};
+
+/// Records kept for `/v1/events` and `/v1/logs`.
+const EVENTS_KEPT: usize = 10_000;
+/// The configuration is wrong.
+const EXIT_CONFIG: u8 = 78;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    ExitCode::from(run(cli))
+}
+
+fn run(cli: Cli) -> u8 {
+    let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let format = cli.format();
+    let (api, json, level) = (cli.api, cli.json, cli.log_level);
+    let log = || {
+        let events = EventLog::new(EVENTS_KEPT);
+        logging::start(format, level, colour, events.clone());
+        events
+    };
+    match cli.command {
+        Command::Run(args) => {
+            let events = log();
+            run_node(&args, events)
+        }
+        Command::Dev(args) => node::block_on(dev::run(args, format, colour)),
+        Command::Registry(RegistryCommand::Serve { listen, dev_child }) => {
+            log();
+            node::serve_registry(listen, dev_child)
+        }
+        Command::Config { command } => configuration(command, json),
+        Command::Version => {
+            version(json);
+            0
+        }
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "troupe", &mut std::io::stdout());
+            0
+        }
+        asking => node::block_on(client::run(&api, json, asking)),
+    }
+}
+
+fn run_node(args: &RunArgs, events: EventLog) -> u8 {
+    if args.dev_child {
+        node::die_with_parent();
+    }
+    match args.told().and_then(|told| load(&told)) {
+        Ok(config) => node::run(config, events),
+        Err(why) => rejected(&why),
+    }
+}
+
+fn load(told: &Told) -> Result<Config, String> {
+    config::load(told, std::env::vars()).map_err(|err| err.to_string())
+}
+
+fn rejected(why: &str) -> u8 {
+    log::error!(target: "node", event = "config.rejected", reason = why; "the configuration is wrong, nothing was started");
+    eprintln!("troupe: {why}");
+    EXIT_CONFIG
+}
+
+fn configuration(command: ConfigCommand, json: bool) -> u8 {
+    let (settings, show, origin) = match command {
+        ConfigCommand::Check(settings) => (settings, false, false),
+        ConfigCommand::Show { origin, settings } => (settings, true, origin),
+    };
+    match settings.told().and_then(|told| load(&told)) {
+        Ok(config) if show => {
+            show_config(&config, origin, json);
+            0
+        }
+        Ok(_) => {
+            client::say("the configuration is fine");
+            0
+        }
+        Err(why) => rejected(&why),
+    }
+}
+
+fn show_config(config: &Config, origin: bool, json: bool) {
+    if json {
+        let mut map = serde_json::Map::new();
+        for (key, value, from) in config.shown() {
+            let value = toml::from_str::<toml::Table>(&format!("v = {value}"))
+                .ok()
+                .and_then(|mut t| serde_json::to_value(t.remove("v")?).ok());
+            let entry = serde_json::json!({ "value": value, "origin": from.to_string() });
+            map.insert(key.to_owned(), entry);
+        }
+        client::say(&serde_json::Value::Object(map).to_string());
+        return;
+    }
+    let mut section = "";
+    for (key, value, from) in config.shown() {
+        let (this, name) = key.rsplit_once('.').unwrap_or(("", key));
+        if this != section {
+            client::say(&format!("\n[{this}]"));
+            section = this;
+        }
+        // TOML has no absent value: what is not set is shown as a comment.
+        let mark = if value == "\"\"" { "# " } else { "" };
+        let from = if origin { format!("  # {from}") } else { String::new() };
+        client::say(&format!("{mark}{name} = {value}{from}"));
+    }
+}
+
+fn version(json: bool) {
+    let version = env!("CARGO_PKG_VERSION");
+    let protocol = troupe_actors::wire::PROTOCOL_VERSION;
+    let target = format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS);
+    if json {
+        let value = serde_json::json!({ "name": "troupe", "version": version, "protocol": protocol, "target": target });
+        client::say(&value.to_string());
+    } else {
+        client::say(&format!("troupe {version} (protocol {protocol}, {target})"));
+    }
+}

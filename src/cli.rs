@@ -1,0 +1,394 @@
+//! The command line: what can be typed, and what it means in settings.
+
+use std::io::IsTerminal;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use log::LevelFilter;
+use toml::Value;
+
+use crate::config::Told;
+use crate::logging::Format;
+
+/// A cluster in one binary: nodes find each other, elect one master, share out work and survive the loss of any of them.
+#[derive(Debug, Parser)]
+#[command(name = "troupe", version, max_term_width = 110)]
+pub struct Cli {
+    /// The node to ask; any node answers for the cluster.
+    #[arg(long, global = true, env = "TROUPE_API", default_value = "http://127.0.0.1:22223", value_name = "URL")]
+    pub api: String,
+    /// One JSON value (or one a line when following) instead of a table.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Lines of log: text on a terminal, JSON otherwise.
+    #[arg(long, global = true, env = "TROUPE_LOG_FORMAT", value_name = "json|text")]
+    pub log_format: Option<Format>,
+    /// Least level that is logged.
+    #[arg(long, global = true, env = "TROUPE_LOG_LEVEL", default_value = "info", value_name = "LEVEL")]
+    pub log_level: LevelFilter,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+impl Cli {
+    /// JSON or text, as told or as fits stdout.
+    pub fn format(&self) -> Format {
+        self.log_format.unwrap_or(if std::io::stdout().is_terminal() {
+            Format::Text
+        } else {
+            Format::Json
+        })
+    }
+}
+
+/// What can be done.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// A local cluster: embedded registry and N node processes; Ctrl-C drains all.
+    Dev(DevArgs),
+    /// One node.
+    Run(Box<RunArgs>),
+    /// The registry: serve an embedded one, or look at its keys.
+    #[command(subcommand)]
+    Registry(RegistryCommand),
+    /// The view: who is there and how it stands.
+    Members,
+    /// A summary.
+    Status,
+    /// Who leads, under which epoch.
+    Master,
+    /// The supervision trees of all nodes, with restarts.
+    Actors,
+    /// Break an actor and watch supervision.
+    Kill {
+        /// registry, discovery, transport, worker, master or admin.
+        actor: String,
+        /// On which node; the one that is asked when absent.
+        #[arg(long)]
+        node: Option<String>,
+        /// In which way.
+        #[arg(long, default_value = "panic")]
+        how: How,
+    },
+    /// The master gives mastership to the best candidate.
+    StepDown,
+    /// Gives mastership to this node.
+    Promote {
+        /// Its name.
+        node: String,
+    },
+    /// Takes a node out: stop intake, finish or hand back, hand over, deregister, exit 0.
+    Drain {
+        /// Its name; the one that is asked when absent.
+        node: Option<String>,
+        /// Wait until it is gone.
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Gives the cluster a task.
+    Submit(SubmitArgs),
+    /// The master's ledger.
+    #[command(subcommand)]
+    Tasks(TasksCommand),
+    /// What happens.
+    Events {
+        /// Go on as it happens.
+        #[arg(short, long)]
+        follow: bool,
+        /// Only after this sequence number.
+        #[arg(long, default_value_t = 0)]
+        since: u64,
+    },
+    /// The log of a node.
+    Logs {
+        /// Go on as it happens.
+        #[arg(short, long)]
+        follow: bool,
+        /// Of which node; the one that is asked when absent.
+        #[arg(long)]
+        node: Option<String>,
+        /// Least level.
+        #[arg(long)]
+        level: Option<String>,
+        /// Only of this task.
+        #[arg(long)]
+        task: Option<String>,
+        /// Only of this actor.
+        #[arg(long)]
+        actor: Option<String>,
+    },
+    /// The configuration as it would be used.
+    Config {
+        /// What to do with it.
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// Name, version, protocol.
+    Version,
+    /// Completions for a shell.
+    Completions {
+        /// Which.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// The ways an actor can fail.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum How {
+    /// It panics.
+    Panic,
+    /// It stops.
+    Stop,
+    /// It never returns.
+    Hang,
+}
+
+/// `troupe registry …`.
+#[derive(Debug, Subcommand)]
+pub enum RegistryCommand {
+    /// The embedded registry alone; etcdctl works against it.
+    Serve {
+        /// Where it listens.
+        #[arg(long, default_value = "127.0.0.1:2379")]
+        listen: SocketAddr,
+        /// Dies with its parent.
+        #[arg(long, hide = true)]
+        dev_child: bool,
+    },
+    /// Keys with owner, lease, remaining ttl and stale marks.
+    Ls {
+        /// Under this prefix.
+        #[arg(default_value = "")]
+        prefix: String,
+    },
+    /// Keys with their values.
+    Get {
+        /// Under this prefix.
+        #[arg(default_value = "")]
+        prefix: String,
+    },
+    /// Changes as they happen.
+    Watch {
+        /// Under this prefix.
+        #[arg(default_value = "")]
+        prefix: String,
+    },
+}
+
+/// `troupe tasks …`.
+#[derive(Debug, Subcommand)]
+pub enum TasksCommand {
+    /// The newest tasks.
+    Ls {
+        /// Only in this state.
+        #[arg(long)]
+        state: Option<String>,
+        /// Only this kind of work.
+        #[arg(long)]
+        job: Option<String>,
+        /// At most this many.
+        #[arg(long, default_value_t = 50)]
+        limit: usize,
+    },
+    /// One task with its receipt.
+    Get {
+        /// Its id.
+        id: String,
+        /// Wait up to this long until it is finished, such as 30s.
+        #[arg(long)]
+        wait: Option<String>,
+    },
+}
+
+/// `troupe config …`.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Is it right? Exit 78 and words if not.
+    Check(SettingArgs),
+    /// Every value as it would be used.
+    Show {
+        /// Say where each came from.
+        #[arg(long)]
+        origin: bool,
+        /// Settings.
+        #[command(flatten)]
+        settings: SettingArgs,
+    },
+}
+
+/// Settings that any command that reads the configuration takes.
+#[derive(Clone, Debug, Default, Args)]
+pub struct SettingArgs {
+    /// Where the settings are; ./config.toml if it is there.
+    #[arg(long, env = "TROUPE_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Any setting, such as discovery.heartbeat=500ms.
+    #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
+    pub sets: Vec<String>,
+}
+
+/// `troupe run …`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Settings.
+    #[command(flatten)]
+    pub settings: SettingArgs,
+    /// This node's name; rolled when absent.
+    #[arg(long)]
+    pub name: Option<String>,
+    /// etcd's URLs, comma-separated; none: the embedded registry of this machine.
+    #[arg(long, value_name = "URL,…")]
+    pub registry: Option<String>,
+    /// Where it listens for other nodes.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub bind: Option<String>,
+    /// What others are told to dial.
+    #[arg(long, value_name = "ADDRESS[:PORT]")]
+    pub advertise: Option<String>,
+    /// Advertise this interface's address.
+    #[arg(long, value_name = "IF")]
+    pub interface: Option<String>,
+    /// Where the admin API listens.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub admin: Option<String>,
+    /// Preference at an election, higher first.
+    #[arg(long, allow_hyphen_values = true)]
+    pub weight: Option<i64>,
+    /// Never be master.
+    #[arg(long)]
+    pub not_eligible: bool,
+    /// Take no work.
+    #[arg(long)]
+    pub no_worker: bool,
+    /// A label for placement.
+    #[arg(long = "tag", value_name = "K=V")]
+    pub tags: Vec<String>,
+    /// Dies with its parent.
+    #[arg(long, hide = true)]
+    pub dev_child: bool,
+}
+
+/// `troupe dev …`.
+#[derive(Debug, Args)]
+pub struct DevArgs {
+    /// How many nodes.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100))]
+    pub nodes: u16,
+    /// A task every 200 ms, workers wait 10 to 150 ms.
+    #[arg(long)]
+    pub fast: bool,
+    /// Bring a killed node back after a second.
+    #[arg(long)]
+    pub respawn: bool,
+    /// Keep the embedded registry's data here.
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Use this registry instead of an embedded one.
+    #[arg(long, value_name = "URL")]
+    pub registry: Option<String>,
+    /// Node i listens on this + 10 i, its admin API on the next.
+    #[arg(long, default_value_t = 22222)]
+    pub port: u16,
+    /// The embedded registry's port; the next free one if it is taken.
+    #[arg(long, default_value_t = 2379)]
+    pub registry_port: u16,
+    /// Any setting, for all nodes.
+    #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
+    pub sets: Vec<String>,
+}
+
+/// `troupe submit …`.
+#[derive(Debug, Args)]
+pub struct SubmitArgs {
+    /// The kind of work.
+    pub job: String,
+    /// JSON; `-` reads one JSON value a line from stdin.
+    pub input: String,
+    /// The idempotency key, a UUIDv7.
+    #[arg(long)]
+    pub id: Option<String>,
+    /// Lives in the master's memory only (so far the only kind there is).
+    #[arg(long)]
+    pub ephemeral: bool,
+    /// How long one attempt may take, such as 30s.
+    #[arg(long)]
+    pub timeout: Option<String>,
+    /// Attempts before it is dead.
+    #[arg(long)]
+    pub max_attempts: Option<u32>,
+    /// Higher goes first.
+    #[arg(long, default_value_t = 0, allow_hyphen_values = true)]
+    pub priority: i32,
+    /// A tag its worker must have.
+    #[arg(long, value_name = "K=V")]
+    pub require: Vec<String>,
+    /// Wait for the result.
+    #[arg(long)]
+    pub wait: bool,
+}
+
+/// `key=value`, or what is wrong with it.
+pub fn pair(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text
+        .split_once('=')
+        .ok_or_else(|| format!("{text:?} must be KEY=VALUE"))?;
+    Ok((key.trim().to_owned(), value.to_owned()))
+}
+
+impl SettingArgs {
+    /// As settings.
+    pub fn told(&self) -> Result<Told, String> {
+        let mut told = Told {
+            file: self.config.clone(),
+            ..Told::default()
+        };
+        for set in &self.sets {
+            let (key, value) = pair(set)?;
+            told.values.push((key, Value::String(value), "--set".to_owned()));
+        }
+        Ok(told)
+    }
+}
+
+impl RunArgs {
+    /// As settings; flags of their own go before `--set`.
+    pub fn told(&self) -> Result<Told, String> {
+        let mut told = self.settings.told()?;
+        let texts = [
+            ("node.name", &self.name, "--name"),
+            ("registry.endpoints", &self.registry, "--registry"),
+            ("node.bind", &self.bind, "--bind"),
+            ("node.advertise", &self.advertise, "--advertise"),
+            ("node.interface", &self.interface, "--interface"),
+            ("node.admin", &self.admin, "--admin"),
+        ];
+        for (key, value, flag) in texts {
+            if let Some(value) = value {
+                told.values.push((key.to_owned(), Value::String(value.clone()), flag.to_owned()));
+            }
+        }
+        let mut flag = |key: &str, value: Value, flag: &str| {
+            told.values.push((key.to_owned(), value, flag.to_owned()));
+        };
+        if let Some(weight) = self.weight {
+            flag("discovery.weight", Value::Integer(weight), "--weight");
+        }
+        if self.not_eligible {
+            flag("discovery.eligible", Value::Boolean(false), "--not-eligible");
+        }
+        if self.no_worker {
+            flag("worker.enabled", Value::Boolean(false), "--no-worker");
+        }
+        if !self.tags.is_empty() {
+            let mut table = toml::Table::new();
+            for tag in &self.tags {
+                let (key, value) = pair(tag)?;
+                table.insert(key, Value::String(value));
+            }
+            flag("node.tags", Value::Table(table), "--tag");
+        }
+        Ok(told)
+    }
+}

@@ -1,0 +1,691 @@
+//! `config.toml`, `TROUPE_*`, `--set` and flags become one [`Config`]; every key and every rule stands in this file once.
+//!
+//! Precedence: flags > environment > file > defaults. An unknown key, a wrong unit or a contradiction is one error that names
+//! where it stands, the key, the value and the rule.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use toml::Value;
+use troupe_actors::discovery::DiscoverySettings;
+use troupe_actors::master::{BalancerKind, GeneratorSettings, MasterSettings, MasterWorks};
+use troupe_actors::registry::RegistrySettings;
+use troupe_actors::supervisor::SupervisionSettings;
+use troupe_actors::transport::TransportSettings;
+use troupe_actors::worker::WorkerSettings;
+
+/// Everything a node can be told.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Name of the cluster: prefix of its keys, and checked at each hello.
+    pub cluster: String,
+    /// This node.
+    pub node: NodeSettings,
+    /// The registry's client side.
+    pub registry: RegistrySettings,
+    /// Heartbeats, suspicion, election.
+    pub discovery: DiscoverySettings,
+    /// Sessions between nodes.
+    pub transport: TransportSettings,
+    /// The master's own tasks.
+    pub generator: GeneratorSettings,
+    /// Ledger and balancer.
+    pub master: MasterSettings,
+    /// Intake and jobs.
+    pub worker: WorkerSettings,
+    /// Restarts.
+    pub supervision: SupervisionSettings,
+    origins: BTreeMap<&'static str, Origin>,
+}
+
+/// `[node]`.
+#[derive(Clone, Debug)]
+pub struct NodeSettings {
+    /// Its label; rolled when absent.
+    pub name: Option<String>,
+    /// Where it listens for other nodes.
+    pub bind: SocketAddr,
+    /// What it tells others to dial, `host` or `host:port`.
+    pub advertise: Option<String>,
+    /// The interface whose address is advertised.
+    pub interface: Option<String>,
+    /// The network whose address is advertised.
+    pub advertise_cidr: Option<String>,
+    /// Where the admin API listens; `None`: loopback, the port after `bind`'s.
+    pub admin: Option<SocketAddr>,
+    /// Labels for placement.
+    pub tags: BTreeMap<String, String>,
+    /// How long running work may go on when the node is told to stop.
+    pub drain: Duration,
+}
+
+impl Config {
+    /// Where the admin API listens.
+    pub fn admin(&self) -> SocketAddr {
+        self.node.admin.unwrap_or_else(|| {
+            SocketAddr::from(([127, 0, 0, 1], self.node.bind.port().wrapping_add(1)))
+        })
+    }
+
+    fn defaults() -> Self {
+        Self {
+            cluster: "troupe".to_owned(),
+            node: NodeSettings {
+                name: None,
+                bind: SocketAddr::from(([0, 0, 0, 0], 22222)),
+                advertise: None,
+                interface: None,
+                advertise_cidr: None,
+                admin: None,
+                tags: BTreeMap::new(),
+                drain: Duration::from_secs(30),
+            },
+            registry: RegistrySettings::default(),
+            discovery: DiscoverySettings::default(),
+            transport: TransportSettings::default(),
+            generator: GeneratorSettings::default(),
+            master: MasterSettings::default(),
+            worker: WorkerSettings::default(),
+            supervision: SupervisionSettings::default(),
+            origins: BTreeMap::new(),
+        }
+    }
+}
+
+/// Where a value came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Built in.
+    Default,
+    /// A file, and the line.
+    File(PathBuf, usize),
+    /// An environment variable.
+    Env(String),
+    /// A flag.
+    Flag(String),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::File(path, line) => write!(f, "{}:{line}", path.display()),
+            Self::Env(name) => write!(f, "environment variable {name}"),
+            Self::Flag(flag) => write!(f, "flag {flag}"),
+        }
+    }
+}
+
+/// What is wrong with the configuration; nothing was started. The operator's to mend.
+#[derive(Debug)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    Unreadable(PathBuf, std::io::Error),
+    /// The file is not TOML.
+    NotToml(PathBuf, String),
+    /// No such key.
+    Unknown {
+        /// Where it stands.
+        origin: Origin,
+        /// What was written.
+        key: String,
+        /// The nearest known one.
+        nearest: Option<&'static str>,
+    },
+    /// A value that its key does not take.
+    Bad {
+        /// Where it stands.
+        origin: Origin,
+        /// The key.
+        key: String,
+        /// The value as written.
+        value: String,
+        /// What the key takes.
+        rule: String,
+    },
+    /// Two values that contradict each other.
+    Contradiction {
+        /// The keys with their values and origins.
+        said: Vec<(&'static str, String, Origin)>,
+        /// The rule.
+        rule: &'static str,
+    },
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreadable(path, err) => write!(f, "{}: cannot be read: {err}", path.display()),
+            Self::NotToml(path, err) => write!(f, "{}: is not TOML: {err}", path.display()),
+            Self::Unknown {
+                origin,
+                key,
+                nearest,
+            } => {
+                write!(f, "{origin}: unknown key `{key}`")?;
+                nearest.map_or(Ok(()), |n| write!(f, "; did you mean `{n}`?"))
+            }
+            Self::Bad {
+                origin,
+                key,
+                value,
+                rule,
+            } => write!(f, "{origin}: `{key}` = {value}: must be {rule}"),
+            Self::Contradiction { said, rule } => {
+                for (key, value, origin) in said {
+                    write!(f, "`{key}` = {value} ({origin}), ")?;
+                }
+                write!(f, "but {rule}")
+            }
+        }
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// One knob: how it is read, set and shown.
+struct Key {
+    name: &'static str,
+    get: fn(&Config) -> String,
+    set: fn(&mut Config, &Value) -> Result<(), String>,
+}
+
+macro_rules! keys {
+    ($($name:literal $kind:ident $(($($arg:expr),*))? : $($field:ident).+ ;)*) => {
+        const KEYS: &[Key] = &[$(Key {
+            name: $name,
+            get: |c| kind::$kind::show(&c.$($field).+),
+            set: |c, v| { c.$($field).+ = kind::$kind::read(v $($(, $arg)*)?)?; Ok(()) },
+        }),*];
+    };
+}
+
+keys! {
+    "cluster" name: cluster;
+    "node.name" optional_name: node.name;
+    "node.bind" address: node.bind;
+    "node.advertise" optional_text: node.advertise;
+    "node.interface" optional_text: node.interface;
+    "node.advertise_cidr" optional_text: node.advertise_cidr;
+    "node.admin" optional_address: node.admin;
+    "node.tags" table: node.tags;
+    "node.drain" duration(0, 86_400_000): node.drain;
+    "registry.endpoints" urls: registry.endpoints;
+    "registry.ttl" duration(2_000, 86_400_000): registry.ttl;
+    "registry.renew" duration(500, 43_200_000): registry.renew;
+    "registry.connect_timeout" duration(10, 60_000): registry.timeouts.connect;
+    "registry.request_timeout" duration(10, 60_000): registry.timeouts.request;
+    "registry.keep_alive" duration(100, 60_000): registry.timeouts.keep_alive;
+    "registry.relist" duration(1_000, 3_600_000): registry.relist;
+    "registry.retry_min" duration(1, 60_000): registry.retry_min;
+    "registry.retry_max" duration(1, 60_000): registry.retry_max;
+    "discovery.heartbeat" duration(10, 60_000): discovery.heartbeat;
+    "discovery.suspect_floor" duration(30, 600_000): discovery.suspect_floor;
+    "discovery.suspect_ceiling" duration(30, 600_000): discovery.suspect_ceiling;
+    "discovery.probe_timeout" duration(10, 60_000): discovery.probe_timeout;
+    "discovery.challenge_window" duration(100, 60_000): discovery.challenge_window;
+    "discovery.stagger" duration(1, 10_000): discovery.stagger;
+    "discovery.abstain" duration(0, 600_000): discovery.abstain;
+    "discovery.mesh" count(2, 1_000): discovery.mesh;
+    "discovery.ring" count(1, 1_000): discovery.ring;
+    "discovery.master_turn_limit" duration(500, 600_000): discovery.master_turn_limit;
+    "discovery.weight" weight: discovery.weight;
+    "discovery.eligible" switch: discovery.eligible;
+    "transport.max_frame" count(524_288, 67_108_864): transport.max_frame;
+    "transport.handshake_timeout" duration(50, 60_000): transport.handshake_timeout;
+    "transport.max_handshakes" count(1, 65_536): transport.max_handshakes;
+    "transport.dial_timeout" duration(10, 60_000): transport.dial_timeout;
+    "transport.redial_min" duration(1, 60_000): transport.redial_min;
+    "transport.redial_max" duration(1, 600_000): transport.redial_max;
+    "transport.idle_timeout" duration(500, 600_000): transport.idle_timeout;
+    "transport.bulk_queue" count(16, 1_048_576): transport.bulk_queue;
+    "transport.control_queue" count(16, 1_048_576): transport.control_queue;
+    "generator.enabled" switch: generator.enabled;
+    "generator.every" duration(1, 86_400_000): generator.every;
+    "generator.min" number: generator.min;
+    "generator.max" number: generator.max;
+    "master.balancer" balancer: master.balancer;
+    "master.master_works" master_works: master.master_works;
+    "master.max_attempts" small(1, 1_000): master.max_attempts;
+    "master.retry_wait" duration(0, 3_600_000): master.retry_wait;
+    "master.task_timeout" duration(1, 86_400_000): master.task_timeout;
+    "master.max_queued" count(1, 100_000_000): master.max_queued;
+    "master.max_queued_bytes" count(262_144, 1_099_511_627_776): master.max_queued_bytes;
+    "master.keep_finished" count(0, 100_000_000): master.keep_finished;
+    "master.keep_finished_for" duration(0, 2_592_000_000): master.keep_finished_for;
+    "master.recovery_wait" duration(0, 60_000): master.recovery_wait;
+    "worker.enabled" switch: worker.enabled;
+    "worker.capacity" small(0, 65_536): worker.capacity;
+    "worker.delay_min" duration(0, 3_600_000): worker.delay_min;
+    "worker.delay_max" duration(0, 3_600_000): worker.delay_max;
+    "worker.recent" count(0, 1_000_000): worker.recent;
+    "supervision.max_restarts" small(0, 1_000): supervision.max_restarts;
+    "supervision.within" duration(100, 3_600_000): supervision.within;
+}
+
+/// How values are read from TOML or text, and shown.
+mod kind {
+    use super::{
+        BTreeMap, BalancerKind, Duration, MasterWorks, SocketAddr, Value,
+    };
+
+    macro_rules! kind {
+        ($name:ident -> $type:ty, |$value:ident $(, $arg:ident: $argtype:ty)*| $read:expr, |$shown:ident| $show:expr) => {
+            pub(super) mod $name {
+                #[allow(unused_imports)]
+                use super::*;
+                pub(in super::super) fn read($value: &Value $(, $arg: $argtype)*) -> Result<$type, String> { $read }
+                #[allow(clippy::ptr_arg, reason = "one shape for all kinds")]
+                pub(in super::super) fn show($shown: &$type) -> String { $show }
+            }
+        };
+    }
+
+    fn text(value: &Value) -> Option<&str> {
+        value.as_str()
+    }
+
+    fn integer(value: &Value) -> Option<i64> {
+        value
+            .as_integer()
+            .or_else(|| text(value)?.replace('_', "").parse().ok())
+    }
+
+    fn quoted(text: &str) -> String {
+        Value::String(text.to_owned()).to_string()
+    }
+
+    fn is_name(text: &str) -> bool {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        !text.is_empty() && text.len() <= 63 && text.chars().all(plain)
+    }
+
+    const NAME_RULE: &str = "1 to 63 letters, digits, `-`, `_` or `.`";
+
+    fn in_words(d: Duration) -> String {
+        humantime::format_duration(d).to_string()
+    }
+
+    kind!(name -> String,
+        |v| text(v).filter(|t| is_name(t)).map(str::to_owned).ok_or_else(|| NAME_RULE.to_owned()),
+        |s| quoted(s));
+    kind!(optional_name -> Option<String>,
+        |v| super::name::read(v).map(Some),
+        |s| s.as_deref().map_or_else(|| "\"\"".to_owned(), quoted));
+    kind!(optional_text -> Option<String>,
+        |v| text(v).filter(|t| !t.is_empty()).map(|t| Some(t.to_owned())).ok_or_else(|| "a text".to_owned()),
+        |s| s.as_deref().map_or_else(|| "\"\"".to_owned(), quoted));
+    kind!(address -> SocketAddr,
+        |v| text(v).and_then(|t| t.parse().ok()).ok_or_else(|| "an address with a port, such as \"0.0.0.0:22222\"".to_owned()),
+        |a| quoted(&a.to_string()));
+    kind!(optional_address -> Option<SocketAddr>,
+        |v| super::address::read(v).map(Some),
+        |a| a.map_or_else(|| "\"\"".to_owned(), |a| quoted(&a.to_string())));
+    kind!(table -> BTreeMap<String, String>,
+        |v| {
+            let rule = || "a table of texts, such as { disk = \"ssd\" }".to_owned();
+            let table = v.as_table().ok_or_else(rule)?;
+            table.iter().map(|(k, v)| Ok((k.clone(), v.as_str().ok_or_else(rule)?.to_owned()))).collect()
+        },
+        |t| {
+            let pairs: Vec<String> = t.iter().map(|(k, v)| format!("{} = {}", quoted(k), quoted(v))).collect();
+            format!("{{ {} }}", pairs.join(", "))
+        });
+    kind!(urls -> Vec<String>,
+        |v| {
+            let rule = || "a list of http(s) URLs, such as [\"http://10.0.0.5:2379\"]".to_owned();
+            let list: Vec<String> = match v {
+                Value::Array(items) => items.iter().map(|i| i.as_str().map(str::to_owned)).collect::<Option<_>>().ok_or_else(rule)?,
+                Value::String(s) => s.split(',').map(|s| s.trim().to_owned()).filter(|s| !s.is_empty()).collect(),
+                _ => return Err(rule()),
+            };
+            let fits = |u: &String| (u.starts_with("http://") || u.starts_with("https://")) && u.len() > 8;
+            if list.iter().all(fits) { Ok(list) } else { Err(rule()) }
+        },
+        |list| format!("[{}]", list.iter().map(|u| quoted(u)).collect::<Vec<_>>().join(", ")));
+    kind!(duration -> Duration,
+        |v, min: u64, max: u64| {
+            let (min, max) = (Duration::from_millis(min), Duration::from_millis(max));
+            let rule = || format!("a duration with a unit, from {} to {}, such as \"250ms\", \"10s\" or \"2m\"", in_words(min), in_words(max));
+            let d = text(v).and_then(|t| humantime::parse_duration(t).ok()).ok_or_else(rule)?;
+            if d >= min && d <= max { Ok(d) } else { Err(rule()) }
+        },
+        |d| quoted(&in_words(*d).replace(' ', "")));
+    kind!(count -> usize,
+        |v, min: i64, max: i64| integer(v).filter(|n| (min..=max).contains(n)).and_then(|n| usize::try_from(n).ok())
+            .ok_or_else(|| format!("a whole number from {min} to {max}")),
+        |n| n.to_string());
+    kind!(small -> u32,
+        |v, min: i64, max: i64| integer(v).filter(|n| (min..=max).contains(n)).and_then(|n| u32::try_from(n).ok())
+            .ok_or_else(|| format!("a whole number from {min} to {max}")),
+        |n| n.to_string());
+    kind!(number -> u64,
+        |v| integer(v).and_then(|n| u64::try_from(n).ok()).ok_or_else(|| "a whole number, 0 or more".to_owned()),
+        |n| n.to_string());
+    kind!(weight -> i32,
+        |v| integer(v).and_then(|n| i32::try_from(n).ok()).filter(|n| (-1000..=1000).contains(n))
+            .ok_or_else(|| "a whole number from -1000 to 1000".to_owned()),
+        |n| n.to_string());
+    kind!(switch -> bool,
+        |v| v.as_bool().or_else(|| text(v)?.parse().ok()).ok_or_else(|| "true or false".to_owned()),
+        |b| b.to_string());
+    kind!(balancer -> BalancerKind,
+        |v| text(v).and_then(|t| serde_json::from_value(t.into()).ok())
+            .ok_or_else(|| "one of \"random\", \"round-robin\", \"least-loaded\", \"two-choices\"".to_owned()),
+        |b| serde_json::to_string(b).unwrap_or_default());
+    kind!(master_works -> MasterWorks,
+        |v| text(v).and_then(|t| serde_json::from_value(t.into()).ok())
+            .ok_or_else(|| "one of \"when-alone\", \"always\", \"never\"".to_owned()),
+        |m| serde_json::to_string(m).unwrap_or_default());
+}
+
+/// What the command line says: `--config`, and values by key with the flag that gave each.
+#[derive(Clone, Debug, Default)]
+pub struct Told {
+    /// `--config FILE`; absent: `config.toml` here, if there is one.
+    pub file: Option<PathBuf>,
+    /// Key, value, flag; later ones win.
+    pub values: Vec<(String, Value, String)>,
+}
+
+/// Environment variables that are no settings of a node.
+const OTHER_VARIABLES: [&str; 4] = ["TROUPE_API", "TROUPE_CONFIG", "TROUPE_LOG_FORMAT", "TROUPE_LOG_LEVEL"];
+
+/// Reads every layer and checks every rule.
+///
+/// # Errors
+/// The first thing that is wrong, with where it stands.
+pub fn load(told: &Told, env: impl Iterator<Item = (String, String)>) -> Result<Config, ConfigError> {
+    let mut config = Config::defaults();
+    let named = told.file.clone();
+    let here = PathBuf::from("config.toml");
+    if let Some(path) = named.or_else(|| here.exists().then_some(here)) {
+        read_file(&mut config, &path)?;
+    }
+    read_environment(&mut config, env)?;
+    for (key, value, flag) in &told.values {
+        set(&mut config, key, value, Origin::Flag(flag.clone()))?;
+    }
+    check(&config)?;
+    Ok(config)
+}
+
+fn read_file(config: &mut Config, path: &Path) -> Result<(), ConfigError> {
+    let unreadable = |err| ConfigError::Unreadable(path.to_owned(), err);
+    let text = std::fs::read_to_string(path).map_err(unreadable)?;
+    let not_toml = |err: toml::de::Error| ConfigError::NotToml(path.to_owned(), err.to_string());
+    let table: toml::Table = toml::from_str(&text).map_err(not_toml)?;
+    for (key, value) in flatten(&table) {
+        let line = line_of(&text, &key);
+        set(config, &key, &value, Origin::File(path.to_owned(), line))?;
+    }
+    Ok(())
+}
+
+/// Tables become dotted keys, but for those that are values themselves.
+fn flatten(table: &toml::Table) -> Vec<(String, Value)> {
+    let mut flat = Vec::new();
+    for (name, value) in table {
+        match value {
+            Value::Table(inner) => {
+                for (key, value) in inner {
+                    flat.push((format!("{name}.{key}"), value.clone()));
+                }
+            }
+            value => flat.push((name.clone(), value.clone())),
+        }
+    }
+    flat
+}
+
+/// The line on which a dotted key is set.
+fn line_of(text: &str, key: &str) -> usize {
+    let (section, name) = key.rsplit_once('.').unwrap_or(("", key));
+    let mut current = String::new();
+    for (n, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if let Some(header) = line.strip_prefix('[').and_then(|l| l.split(']').next()) {
+            current = header.trim().to_owned();
+        }
+        let set = line.split('=').next().unwrap_or("").trim().trim_matches('"');
+        if (current == section && set == name && line.contains('=')) || (current == key && line.starts_with('[')) {
+            return n + 1;
+        }
+    }
+    1
+}
+
+fn read_environment(
+    config: &mut Config,
+    env: impl Iterator<Item = (String, String)>,
+) -> Result<(), ConfigError> {
+    let mut set_here: Vec<(String, String)> =
+        env.filter(|(name, _)| name.starts_with("TROUPE_")).collect();
+    set_here.sort();
+    for (name, value) in set_here {
+        if OTHER_VARIABLES.contains(&name.as_str()) || name.starts_with("TROUPE_TEST_") {
+            continue;
+        }
+        let wanted = name.trim_start_matches("TROUPE_").to_lowercase();
+        let key = KEYS
+            .iter()
+            .find(|k| k.name.replace('.', "_") == wanted)
+            .map_or(wanted, |k| k.name.to_owned());
+        set(config, &key, &Value::String(value), Origin::Env(name))?;
+    }
+    Ok(())
+}
+
+fn set(config: &mut Config, key: &str, value: &Value, origin: Origin) -> Result<(), ConfigError> {
+    let Some(known) = KEYS.iter().find(|k| k.name == key) else {
+        return Err(ConfigError::Unknown {
+            origin,
+            key: key.to_owned(),
+            nearest: nearest(key),
+        });
+    };
+    // From text (a flag, the environment), a table is written as in TOML.
+    let table = || toml::from_str::<toml::Table>(&format!("v = {}", value.as_str()?)).ok();
+    let parsed = match value {
+        Value::String(text) if known.name == "node.tags" && text.starts_with('{') => {
+            table().and_then(|mut t| t.remove("v"))
+        }
+        _ => None,
+    };
+    (known.set)(config, parsed.as_ref().unwrap_or(value)).map_err(|rule| ConfigError::Bad {
+        origin: origin.clone(),
+        key: key.to_owned(),
+        value: value.to_string(),
+        rule,
+    })?;
+    config.origins.insert(known.name, origin);
+    Ok(())
+}
+
+/// The known key that differs least, when it differs little.
+fn nearest(key: &str) -> Option<&'static str> {
+    let best = KEYS.iter().map(|k| (distance(k.name, key), k.name)).min()?;
+    let last = key.rsplit('.').next().unwrap_or(key);
+    let same_end = || {
+        let ends = |k: &&Key| k.name.rsplit('.').next() == Some(last);
+        KEYS.iter().find(ends).map(|k| k.name)
+    };
+    if best.0 <= 3 { Some(best.1) } else { same_end() }
+}
+
+/// Levenshtein's distance.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, ca) in a.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, cb) in b.iter().enumerate() {
+            let change = diagonal + usize::from(ca != *cb);
+            diagonal = row[j + 1];
+            row[j + 1] = change.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+type Rule = (&'static [&'static str], &'static str, fn(&Config) -> bool);
+
+/// What must hold between keys.
+const RULES: &[Rule] = &[
+    (
+        &["discovery.heartbeat", "discovery.suspect_floor"],
+        "discovery.suspect_floor must be at least 3 × discovery.heartbeat, or one lost heartbeat makes a suspect",
+        |c| c.discovery.suspect_floor >= c.discovery.heartbeat * 3,
+    ),
+    (
+        &["discovery.suspect_floor", "discovery.suspect_ceiling"],
+        "discovery.suspect_ceiling must not be below discovery.suspect_floor",
+        |c| c.discovery.suspect_ceiling >= c.discovery.suspect_floor,
+    ),
+    (
+        &["registry.ttl", "registry.renew"],
+        "registry.renew must be at most half of registry.ttl, or one late renewal loses the lease",
+        |c| c.registry.renew * 2 <= c.registry.ttl,
+    ),
+    (
+        &["registry.retry_min", "registry.retry_max"],
+        "registry.retry_max must not be below registry.retry_min",
+        |c| c.registry.retry_max >= c.registry.retry_min,
+    ),
+    (
+        &["transport.redial_min", "transport.redial_max"],
+        "transport.redial_max must not be below transport.redial_min",
+        |c| c.transport.redial_max >= c.transport.redial_min,
+    ),
+    (
+        &["discovery.heartbeat", "transport.idle_timeout"],
+        "transport.idle_timeout must be at least 3 × discovery.heartbeat, or idle sessions break",
+        |c| c.transport.idle_timeout >= c.discovery.heartbeat * 3,
+    ),
+    (
+        &["generator.min", "generator.max"],
+        "generator.max must not be below generator.min",
+        |c| c.generator.max >= c.generator.min,
+    ),
+    (
+        &["worker.delay_min", "worker.delay_max"],
+        "worker.delay_max must not be below worker.delay_min",
+        |c| c.worker.delay_max >= c.worker.delay_min,
+    ),
+    (
+        &["node.bind", "node.admin"],
+        "node.bind and node.admin must not be the same port",
+        |c| c.node.bind.port() != c.admin().port(),
+    ),
+];
+
+fn check(config: &Config) -> Result<(), ConfigError> {
+    let broken = RULES.iter().find(|(_, _, holds)| !holds(config));
+    let Some((keys, rule, _)) = broken else {
+        return Ok(());
+    };
+    let said = keys
+        .iter()
+        .filter_map(|name| KEYS.iter().find(|k| k.name == *name))
+        .map(|k| (k.name, (k.get)(config), config.origin(k.name)))
+        .collect();
+    Err(ConfigError::Contradiction { said, rule })
+}
+
+impl Config {
+    /// Where the value of a key came from.
+    pub fn origin(&self, key: &str) -> Origin {
+        self.origins.get(key).cloned().unwrap_or(Origin::Default)
+    }
+
+    /// Every key with its value in TOML and its origin, in the order of `config.toml`.
+    pub fn shown(&self) -> Vec<(&'static str, String, Origin)> {
+        KEYS.iter()
+            .map(|k| (k.name, (k.get)(self), self.origin(k.name)))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(pairs: &[(&str, &str)]) -> Result<Config, String> {
+        let values = pairs
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), Value::String((*v).to_owned()), "--set".to_owned()));
+        let told = Told {
+            file: Some(PathBuf::from("/dev/null")),
+            values: values.collect(),
+        };
+        load(&told, std::iter::empty()).map_err(|err| err.to_string())
+    }
+
+    #[test]
+    fn the_defaults_are_the_articles() {
+        let config = with(&[]).unwrap();
+        assert_eq!(config.node.bind.port(), 22222);
+        assert_eq!(config.registry.ttl, Duration::from_secs(120));
+        assert_eq!(config.registry.renew, Duration::from_secs(60));
+        assert_eq!(config.generator.every, Duration::from_secs(10));
+        assert_eq!((config.generator.min, config.generator.max), (30, 60));
+        assert_eq!(config.worker.delay_min, Duration::from_secs(1));
+        assert_eq!(config.worker.delay_max, Duration::from_secs(15));
+        assert_eq!(config.master.balancer, BalancerKind::Random);
+    }
+
+    #[test]
+    fn every_error_names_where_key_value_and_rule() {
+        let cases = [
+            (("discovery.hartbeat", "1s"), vec!["--set", "discovery.hartbeat", "did you mean `discovery.heartbeat`"]),
+            (("discovery.heartbeat", "250"), vec!["flag --set", "discovery.heartbeat", "\"250\"", "a duration with a unit"]),
+            (("discovery.heartbeat", "400ms"), vec!["3 × discovery.heartbeat", "discovery.suspect_floor", "default"]),
+            (("registry.ttl", "1s"), vec!["registry.ttl", "from 2s"]),
+            (("registry.renew", "100s"), vec!["half of registry.ttl"]),
+            (("master.balancer", "best"), vec!["\"two-choices\""]),
+            (("generator.min", "99"), vec!["generator.max must not be below"]),
+        ];
+        for ((key, value), words) in cases {
+            let err = with(&[(key, value)]).unwrap_err();
+            for word in words {
+                assert!(err.contains(word), "{err:?} does not say {word:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_environment_goes_before_the_file_and_flags_before_both() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.toml");
+        std::fs::write(&path, "cluster = \"file\"\n[generator]\nmin = 1\nmax = 2\n").unwrap();
+        let told = Told {
+            file: Some(path.clone()),
+            values: vec![("generator.max".to_owned(), Value::String("9".to_owned()), "--set".to_owned())],
+        };
+        let env = [
+            ("TROUPE_GENERATOR_MIN".to_owned(), "3".to_owned()),
+            ("TROUPE_GENERATOR_MAX".to_owned(), "4".to_owned()),
+        ];
+        let config = load(&told, env.into_iter()).unwrap();
+        assert_eq!((config.generator.min, config.generator.max), (3, 9));
+        assert_eq!(config.origin("cluster"), Origin::File(path, 1));
+        let unknown = load(&told, [("TROUPE_GENERATR_MIN".to_owned(), "1".to_owned())].into_iter());
+        assert!(unknown.unwrap_err().to_string().contains("TROUPE_GENERATR_MIN"));
+    }
+
+    #[test]
+    fn what_is_shown_can_be_read_again() {
+        let shown = with(&[]).unwrap().shown();
+        for (name, value, _) in shown {
+            if value == "\"\"" {
+                continue;
+            }
+            let value: toml::Table = toml::from_str(&format!("v = {value}")).unwrap();
+            let mut config = Config::defaults();
+            set(&mut config, name, &value["v"], Origin::Default).unwrap();
+        }
+    }
+}

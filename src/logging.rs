@@ -1,0 +1,200 @@
+//! Log lines: one JSON object or one line of text each, on stdout, and into the node's event ring.
+//!
+//! `log` with key-values comes in, `env_logger` filters; the line is built here once, so that what is printed and what
+//! `/v1/events` shows is the same. A closed stdout is no reason to fail.
+
+use std::io::Write;
+use std::sync::{OnceLock, RwLock};
+
+use log::kv::{Key, Value, VisitSource};
+use log::{Level, LevelFilter, Log, Metadata, Record};
+use serde_json::{Map, Value as Json};
+use troupe_actors::events::EventLog;
+
+/// How a line looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+/// The node's name and id, once known: they stand on every line.
+static NODE: RwLock<Option<(String, String)>> = RwLock::new(None);
+static STARTED: OnceLock<()> = OnceLock::new();
+
+/// Every line names this node from now on.
+pub fn set_node(name: &str, id: &str) {
+    if let Ok(mut node) = NODE.write() {
+        *node = Some((name.to_owned(), id.to_owned()));
+    }
+}
+
+/// Starts logging; a second call is ignored. `RUST_LOG` goes before `level`.
+pub fn start(format: Format, level: LevelFilter, colour: bool, events: EventLog) {
+    if STARTED.set(()).is_err() {
+        return;
+    }
+    let mut builder = env_logger::Builder::new();
+    builder.filter_level(LevelFilter::Warn);
+    for ours in ["troupe", "troupe_actors", "registry", "discovery", "transport", "master", "worker", "admin", "node", "supervisor", "job", "dev"] {
+        builder.filter_module(ours, level);
+    }
+    builder.parse_default_env();
+    let filter = builder.build();
+    log::set_max_level(filter.filter());
+    let logger = Logger {
+        filter,
+        format,
+        colour,
+        events,
+    };
+    // Only a logger that is already set could fail this, and `STARTED` rules it out.
+    log::set_boxed_logger(Box::new(logger)).ok();
+}
+
+struct Logger {
+    filter: env_logger::Logger,
+    format: Format,
+    colour: bool,
+    events: EventLog,
+}
+
+impl Log for Logger {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        self.filter.enabled(metadata)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if !self.filter.matches(record) {
+            return;
+        }
+        let fields = fields(record);
+        let line = match self.format {
+            Format::Json => serde_json::to_string(&fields).unwrap_or_default(),
+            Format::Text => text(&fields, self.colour),
+        };
+        // Whoever read us is gone: the ring still has it.
+        writeln!(std::io::stdout().lock(), "{line}").ok();
+        self.events.push(fields);
+    }
+
+    fn flush(&self) {
+        std::io::stdout().flush().ok();
+    }
+}
+
+struct Fields(Map<String, Json>);
+
+impl<'kvs> VisitSource<'kvs> for Fields {
+    fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), log::kv::Error> {
+        let json = serde_json::to_value(&value).unwrap_or_else(|_| Json::String(value.to_string()));
+        self.0.insert(key.as_str().to_owned(), json);
+        Ok(())
+    }
+}
+
+/// The object of a record: fixed fields first; a key-value of the same name goes before the fixed one.
+fn fields(record: &Record<'_>) -> Map<String, Json> {
+    let mut map = Map::new();
+    map.insert("ts".to_owned(), now().into());
+    map.insert("level".to_owned(), record.level().as_str().to_lowercase().into());
+    map.insert("event".to_owned(), "log".into());
+    if let Some((name, id)) = NODE.read().ok().as_deref().and_then(Option::as_ref) {
+        map.insert("node".to_owned(), name.as_str().into());
+        map.insert("node_id".to_owned(), id.as_str().into());
+    }
+    map.insert("actor".to_owned(), actor(record.target()).into());
+    map.insert("msg".to_owned(), record.args().to_string().into());
+    let mut fields = Fields(map);
+    // A visitor that only inserts cannot fail.
+    record.key_values().visit(&mut fields).ok();
+    fields.0
+}
+
+/// `registry` of `registry`, `supervisor` of `troupe_actors::supervisor::actor`.
+fn actor(target: &str) -> &str {
+    let mut parts = target.split("::");
+    match parts.next() {
+        Some("troupe_actors" | "troupe") => parts.next().unwrap_or("node"),
+        Some(first) => first,
+        None => target,
+    }
+}
+
+/// RFC 3339 with microseconds, UTC.
+pub fn now() -> String {
+    let since = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default();
+    let micros = std::time::Duration::from_micros(since.as_micros() as u64);
+    humantime::format_rfc3339_micros(std::time::UNIX_EPOCH + micros).to_string()
+}
+
+/// A line for people: time, level, node, actor, event, message, the rest as key=value.
+pub fn text(fields: &Map<String, Json>, colour: bool) -> String {
+    let get = |key: &str| fields.get(key).and_then(Json::as_str).unwrap_or("");
+    let time = get("ts").get(11..23).unwrap_or("");
+    let level = get("level").to_uppercase();
+    let paint = |code: &str, text: &str| {
+        if colour {
+            format!("\x1b[{code}m{text}\x1b[0m")
+        } else {
+            text.to_owned()
+        }
+    };
+    let code = match get("level").parse() {
+        Ok(Level::Error) => "31",
+        Ok(Level::Warn) => "33",
+        Ok(Level::Info) => "32",
+        _ => "2",
+    };
+    let mut line = format!(
+        "{} {} {:<14} {:<10} {:<20} {}",
+        paint("2", time),
+        paint(code, &format!("{level:<5}")),
+        get("node"),
+        get("actor"),
+        paint("1", get("event")),
+        get("msg"),
+    );
+    const FIXED: [&str; 7] = ["ts", "level", "event", "node", "node_id", "actor", "msg"];
+    for (key, value) in fields.iter().filter(|(key, _)| !FIXED.contains(&key.as_str())) {
+        let shown = match value {
+            Json::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        line.push_str(&format!(" {}={shown}", paint("2", key)));
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_actor_is_named_by_the_target() {
+        assert_eq!(actor("registry"), "registry");
+        assert_eq!(actor("troupe_actors::supervisor::actor"), "supervisor");
+        assert_eq!(actor("troupe::node"), "node");
+    }
+
+    #[test]
+    fn key_values_keep_their_types_and_go_before_fixed_fields() {
+        let kvs = [("event", Value::from("task.finished")), ("n", Value::from(3)), ("actor", Value::from("worker"))];
+        let record = Record::builder()
+            .args(format_args!("done"))
+            .level(Level::Info)
+            .target("master")
+            .key_values(&kvs)
+            .build();
+        let fields = fields(&record);
+        assert_eq!(fields["event"], "task.finished");
+        assert_eq!(fields["n"], 3);
+        assert_eq!(fields["actor"], "worker");
+        let line = text(&fields, false);
+        assert!(line.contains("task.finished") && line.ends_with("n=3"), "{line}");
+    }
+}

@@ -1,0 +1,474 @@
+//! The wiring: which actors a node has, who holds whose address, which thread each runs on, and how the node ends.
+//!
+//! It wires everything and decides nothing. [`grow`] is the supervision tree in start order; stopping goes the other way
+//! round.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use actix::Addr;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::time::timeout;
+use troupe_actors::admin::actor::AdminActor;
+use troupe_actors::admin::{ActorView, Actors, AdminSeed};
+use troupe_actors::cluster::{Fence, Identity, Registration};
+use troupe_actors::discovery::Retire;
+use troupe_actors::discovery::actor::{
+    DiscoveryActor, DiscoverySeed, MasterPorts, RegistryPorts, TransportPorts,
+};
+use troupe_actors::events::EventLog;
+use troupe_actors::id::NodeId;
+use troupe_actors::job::Jobs;
+use troupe_actors::job::multiply::Multiply;
+use troupe_actors::job::noop::Noop;
+use troupe_actors::master::MasterPulse;
+use troupe_actors::master::actor::{MasterActor, MasterSeed};
+use troupe_actors::registry::actor::{Deregister, RegistryActor, RegistrySeed, roll_name};
+use troupe_actors::registry::etcd::EtcdBackend;
+use troupe_actors::registry::{Backend, embedded};
+use troupe_actors::supervisor::watchdog::{Watchdog, WatchdogSettings};
+use troupe_actors::supervisor::{
+    ArbiterSpawner, ChildSpec, How, Kill, Plane, Supervisor, SupervisorHandle,
+    install_panic_hook, mailbox,
+};
+use troupe_actors::transport::actor::{TransportActor, TransportSeed};
+use troupe_actors::transport::{Desks, Listener};
+use troupe_actors::wire::PROTOCOL_VERSION;
+use troupe_actors::worker::DrainWorker;
+use troupe_actors::worker::actor::{WorkerActor, WorkerSeed};
+
+use crate::advertise;
+use crate::config::Config;
+use crate::logging;
+
+/// Supervision gave up, or the master hung.
+const EXIT_GAVE_UP: u8 = 70;
+/// The configuration does not fit this machine or this cluster.
+const EXIT_CONFIG: u8 = 78;
+/// Where the embedded registry of a machine is.
+const EMBEDDED: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 2379);
+/// Messages that wait for an actor before a sender is held back.
+const MAILBOX: usize = 1024;
+
+/// Runs a future on an actix system of its own.
+pub fn block_on(future: impl Future<Output = u8>) -> u8 {
+    actix_rt::System::new().block_on(future)
+}
+
+/// A child of `troupe dev` does not outlive it.
+pub fn die_with_parent() {
+    let set = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+    // The parent may have died before: init adopted us.
+    let orphaned = rustix::process::getppid().is_none_or(|p| p.as_raw_nonzero().get() == 1);
+    if set.is_err() || orphaned {
+        std::process::exit(1);
+    }
+}
+
+/// `troupe registry serve`.
+pub fn serve_registry(listen: SocketAddr, dev_child: bool) -> u8 {
+    if dev_child {
+        die_with_parent();
+    }
+    block_on(async move {
+        let server = match embedded::Server::bind(listen).await {
+            Ok(server) => server,
+            Err(err) => {
+                eprintln!("troupe registry serve: cannot listen on {listen}: {err}; choose another with --listen");
+                return EXIT_CONFIG;
+            }
+        };
+        log::info!(target: "registry", event = "registry.serving", address = server.local_addr().to_string(); "the embedded registry listens; its data is in memory");
+        match server.serve(stop_signal()).await {
+            Ok(()) => 0,
+            Err(err) => {
+                eprintln!("troupe registry serve: {err}");
+                1
+            }
+        }
+    })
+}
+
+async fn stop_signal() {
+    let (Ok(mut term), Ok(mut int)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        biased;
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+}
+
+/// Why a node ends.
+#[derive(Debug)]
+enum End {
+    /// It was told to: drain, exit 0.
+    Asked(&'static str),
+    /// Supervision gave up: drain what can be drained, exit 70.
+    GaveUp(String),
+    /// The master hangs: nothing can be drained, exit 70.
+    Hung(String),
+    /// It cannot be part of this cluster: exit 78.
+    Fatal(String),
+}
+
+/// `troupe run`: until it is told to stop or cannot go on; answers the exit code.
+pub fn run(config: Config, events: EventLog) -> u8 {
+    install_panic_hook();
+    let code = block_on(start(config, events));
+    log::logger().flush();
+    // Arbiters may hang for ever: nothing waits for them.
+    std::process::exit(i32::from(code))
+}
+
+async fn start(config: Config, events: EventLog) -> u8 {
+    let node = match Node::prepare(config, events).await {
+        Ok(node) => node,
+        Err(why) => {
+            log::error!(target: "node", event = "config.rejected", reason = why.as_str(); "this node cannot start");
+            eprintln!("troupe run: {why}");
+            return EXIT_CONFIG;
+        }
+    };
+    let (end, ends) = unbounded_channel();
+    let drain = node.config.node.drain;
+    let grown = grow(node, &end);
+    let _watchdog = Watchdog::start(&grown.supervisor, WatchdogSettings::default(), |_| ());
+    listen_for_signals(&end);
+    until_the_end(grown, ends, drain).await
+}
+
+/// Everything that is made once and outlives each actor.
+struct Node {
+    config: Config,
+    events: EventLog,
+    identity: Identity,
+    registration: Registration,
+    listener: Listener,
+    admin: std::net::TcpListener,
+    backend: Arc<dyn Backend>,
+    jobs: Jobs,
+    spawner: Arc<ArbiterSpawner>,
+}
+
+impl Node {
+    async fn prepare(mut config: Config, events: EventLog) -> Result<Self, String> {
+        let bind = config.node.bind;
+        let listener = Listener::bind(&bind.to_string())
+            .await
+            .map_err(|err| format!("cannot listen on {bind} (node.bind): {err}"))?;
+        let admin_address = config.admin();
+        let admin = std::net::TcpListener::bind(admin_address)
+            .map_err(|err| format!("cannot listen on {admin_address} (node.admin): {err}"))?;
+        let interfaces = local_ip_address::list_afinet_netifas().unwrap_or_default();
+        let port = listener.local_addr().port();
+        let advertised = advertise::choose(&config.node, port, &interfaces)?;
+        if let Some(doubt) = &advertised.doubt {
+            log::warn!(target: "node", event = "node.address_doubtful", address = advertised.host.as_str(), reason = doubt.as_str(); "others may not reach this node");
+        }
+        let endpoints = config.registry.endpoints.clone();
+        let endpoints = if endpoints.is_empty() { embedded_registry().await } else { endpoints };
+        config.registry.endpoints.clone_from(&endpoints);
+        let backend = EtcdBackend::new(endpoints, config.registry.timeouts)
+            .map_err(|err| format!("registry.endpoints: {err}"))?;
+        let jobs = jobs(&config);
+        let id = NodeId::random(&mut rand::rng());
+        let registration = registration(&config, id, &advertised, admin_address, &jobs);
+        logging::set_node(&registration.name, &id.to_string());
+        let identity = Identity {
+            cluster: config.cluster.clone(),
+            id,
+            name: Arc::new(Mutex::new(registration.name.clone())),
+            address: registration.address(),
+        };
+        Ok(Self {
+            config,
+            events,
+            identity,
+            registration,
+            listener,
+            admin,
+            backend: Arc::new(backend),
+            jobs,
+            spawner: Arc::new(ArbiterSpawner::new()),
+        })
+    }
+}
+
+/// The kinds of work this binary knows.
+fn jobs(config: &Config) -> Jobs {
+    Jobs::default()
+        .with(Multiply::new(config.worker.delay_min, config.worker.delay_max))
+        .with(Noop)
+}
+
+fn registration(
+    config: &Config,
+    id: NodeId,
+    advertised: &advertise::Advertised,
+    admin: SocketAddr,
+    jobs: &Jobs,
+) -> Registration {
+    let file = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    let roles = config.worker.enabled.then(|| "worker".to_owned());
+    Registration {
+        id,
+        name: config.node.name.clone().unwrap_or_else(roll_name),
+        ip: advertised.host.clone(),
+        port: advertised.port,
+        admin: admin.to_string(),
+        host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        boot: file("/proc/sys/kernel/random/boot_id"),
+        pid: std::process::id(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        protocol: PROTOCOL_VERSION,
+        weight: config.discovery.weight,
+        eligible: config.discovery.eligible,
+        roles: roles.into_iter().collect(),
+        jobs: jobs.names(),
+        capacity: capacity(config),
+        tags: config.node.tags.clone(),
+        started_at: unix_ms(),
+    }
+}
+
+/// Attempts side by side: as configured, or twice the cores, since a waiting attempt needs none.
+fn capacity(config: &Config) -> u32 {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    match config.worker.capacity {
+        0 => u32::try_from(cores * 2).unwrap_or(2),
+        n => n,
+    }
+}
+
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(0))
+}
+
+/// The embedded registry of this machine: served by the first node, used by the others. It has a thread of its own.
+async fn embedded_registry() -> Vec<String> {
+    let (ready, is_ready) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        block_on(async move {
+            match embedded::Server::bind(EMBEDDED).await {
+                Ok(server) => {
+                    log::info!(target: "registry", event = "registry.serving", address = EMBEDDED.to_string(); "no registry is configured: this node serves the embedded one of this machine, in memory");
+                    ready.send(()).ok();
+                    server.serve(std::future::pending::<()>()).await.map_or(1, |()| 0)
+                }
+                Err(err) => {
+                    log::info!(target: "registry", event = "registry.found", address = EMBEDDED.to_string(), reason = err.to_string(); "no registry is configured: using the one that is there");
+                    ready.send(()).ok();
+                    0
+                }
+            }
+        })
+    });
+    // Either way there is an address to try.
+    is_ready.await.ok();
+    vec![format!("http://{EMBEDDED}")]
+}
+
+/// A running tree, with what the end of it needs.
+struct Grown {
+    supervisor: SupervisorHandle,
+    registry: Addr<RegistryActor>,
+    discovery: Addr<DiscoveryActor>,
+    worker: Addr<WorkerActor>,
+}
+
+/// The supervision tree, in start order. All mailboxes first, so that everybody may hold everybody's address.
+fn grow(node: Node, end: &UnboundedSender<End>) -> Grown {
+    let (registry, registry_box) = mailbox::<RegistryActor>(MAILBOX);
+    let (transport, transport_box) = mailbox::<TransportActor>(MAILBOX);
+    let (discovery, discovery_box) = mailbox::<DiscoveryActor>(MAILBOX);
+    let (worker, worker_box) = mailbox::<WorkerActor>(MAILBOX);
+    let (master, master_box) = mailbox::<MasterActor>(MAILBOX);
+    let (admin, admin_box) = mailbox::<AdminActor>(MAILBOX);
+    let (config, identity) = (&node.config, &node.identity);
+    let (fence, pulse, leaving) = (Fence::default(), MasterPulse::default(), Arc::new(AtomicBool::new(false)));
+    let actors = Arc::new(TreeView(Mutex::new(None)));
+
+    let registry_seed = RegistrySeed {
+        backend: Arc::clone(&node.backend),
+        settings: config.registry.clone(),
+        identity: identity.clone(),
+        registration: node.registration.clone(),
+        name_is_configured: config.node.name.is_some(),
+        discovery: discovery.clone().recipient(),
+        dial: transport.clone().recipient(),
+        fatal: ending(end, End::Fatal),
+    };
+    let mut transport_seed = TransportSeed::new(
+        identity.clone(),
+        node.registration.host.clone(),
+        fence.clone(),
+        Desks {
+            discovery: discovery.clone().recipient(),
+            master: master.clone().recipient(),
+            worker: worker.clone().recipient(),
+            admin: admin.clone().recipient(),
+            events: vec![discovery.clone().recipient(), worker.clone().recipient()],
+        },
+        node.listener.clone(),
+        discovery.clone().recipient(),
+        discovery.clone().recipient(),
+    );
+    transport_seed.settings = config.transport.clone();
+    let discovery_seed = DiscoverySeed {
+        settings: config.discovery.clone(),
+        identity: identity.clone(),
+        fence: fence.clone(),
+        registry: RegistryPorts {
+            claim: registry.clone().recipient(),
+            condemn: registry.clone().recipient(),
+            challenge: registry.clone().recipient(),
+            resign: registry.clone().recipient(),
+            relist: registry.clone().recipient(),
+            resend: registry.clone().recipient(),
+        },
+        transport: TransportPorts {
+            peers: transport.clone().recipient(),
+            incarnated: transport.clone().recipient(),
+            send: transport.clone().recipient(),
+            broadcast: transport.clone().recipient(),
+            dial: transport.clone().recipient(),
+            sessions: transport.clone().recipient(),
+        },
+        master: MasterPorts {
+            lead: master.clone().recipient(),
+            stand_down: master.clone().recipient(),
+            hand_over: master.clone().recipient(),
+            pulse: pulse.clone(),
+        },
+        cluster: vec![
+            master.clone().recipient(),
+            worker.clone().recipient(),
+            admin.clone().recipient(),
+        ],
+        removed: vec![master.clone().recipient()],
+        leaving,
+        hung: ending(end, End::Hung),
+    };
+    let worker_seed = WorkerSeed {
+        settings: troupe_actors::worker::WorkerSettings {
+            capacity: node.registration.capacity,
+            ..config.worker.clone()
+        },
+        identity: identity.clone(),
+        fence: fence.clone(),
+        transport: transport.clone().recipient(),
+        epochs: discovery.clone().recipient(),
+        jobs: node.jobs.clone(),
+    };
+    let master_seed = MasterSeed {
+        settings: config.master.clone(),
+        generator: config.generator.clone(),
+        identity: identity.clone(),
+        fence,
+        transport: transport.recipient(),
+        discovery: discovery.clone().recipient(),
+        epochs: discovery.clone().recipient(),
+        pulse,
+    };
+    let admin_seed = ADMIN_SEED;
+
+    let gave_up = ending(end, End::GaveUp);
+    let supervisor = Supervisor::new(config.supervision)
+        .child(ChildSpec::new("registry", Plane::Control, registry_box, move || RegistryActor::new(registry_seed.clone())))
+        .child(ChildSpec::new("transport", Plane::Transport, transport_box, move || TransportActor::new(transport_seed.clone())))
+        .child(ChildSpec::new("discovery", Plane::Control, discovery_box, move || DiscoveryActor::new(discovery_seed.clone())))
+        .child(ChildSpec::new("worker", Plane::Tasks, worker_box, move || WorkerActor::new(worker_seed.clone())))
+        .child(ChildSpec::new("master", Plane::Tasks, master_box, move || MasterActor::new(master_seed.clone())))
+        .child(ChildSpec::new("admin", Plane::Admin, admin_box, move || AdminActor::new(admin_seed.clone())))
+        .start(node.spawner, move |why| gave_up(why.to_string()));
+    actors.show(supervisor.clone());
+    Grown {
+        supervisor,
+        registry,
+        discovery,
+        worker,
+    }
+}
+
+/// Tells the main thread how the node ends.
+fn ending(end: &UnboundedSender<End>, how: fn(String) -> End) -> Arc<dyn Fn(String) + Send + Sync> {
+    let end = end.clone();
+    // Nobody listens any more: the node is ending already.
+    Arc::new(move |why| drop(end.send(how(why))))
+}
+
+fn listen_for_signals(end: &UnboundedSender<End>) {
+    for (kind, name) in [(SignalKind::terminate(), "SIGTERM"), (SignalKind::interrupt(), "SIGINT")] {
+        let end = end.clone();
+        let Ok(mut signals) = signal(kind) else { continue };
+        actix_rt::spawn(async move {
+            while signals.recv().await.is_some() {
+                drop(end.send(End::Asked(name)));
+            }
+        });
+    }
+}
+
+async fn until_the_end(grown: Grown, mut ends: UnboundedReceiver<End>, drain: Duration) -> u8 {
+    let code = match ends.recv().await {
+        None => return 1,
+        Some(End::Asked(by)) => {
+            log::info!(target: "node", event = "node.draining", reason = by; "told to stop: draining");
+            0
+        }
+        Some(End::GaveUp(why)) => {
+            log::error!(target: "node", event = "node.draining", reason = why.as_str(); "supervision gave up: draining what can be drained");
+            EXIT_GAVE_UP
+        }
+        Some(End::Hung(why)) => {
+            log::error!(target: "node", event = "node.stopped", reason = why.as_str(), code = EXIT_GAVE_UP; "leaving at once");
+            return EXIT_GAVE_UP;
+        }
+        Some(End::Fatal(why)) => {
+            log::error!(target: "node", event = "config.rejected", reason = why.as_str(); "this node cannot be part of the cluster");
+            eprintln!("troupe run: {why}");
+            return EXIT_CONFIG;
+        }
+    };
+    tokio::select! {
+        biased;
+        again = another_asked(&mut ends) => {
+            log::warn!(target: "node", event = "node.stopped", reason = again; "told again: stopping at once");
+            130
+        }
+        () = leave(&grown, drain) => code,
+    }
+}
+
+async fn another_asked(ends: &mut UnboundedReceiver<End>) -> &'static str {
+    while let Some(end) = ends.recv().await {
+        if let End::Asked(by) = end {
+            return by;
+        }
+    }
+    std::future::pending().await
+}
+
+/// Hands mastership over, lets running work finish or hands it back, deregisters, stops the actors. Each step has a bound,
+/// since what is broken may be the very actor that is asked.
+async fn leave(grown: &Grown, drain: Duration) {
+    const STEP: Duration = Duration::from_secs(5);
+    let began = tokio::time::Instant::now();
+    let retired = timeout(STEP, grown.discovery.send(Retire)).await;
+    let drained = timeout(drain + STEP, grown.worker.send(DrainWorker { within: drain })).await;
+    let deregistered = timeout(STEP, grown.registry.send(Deregister)).await;
+    let work = drained.ok().and_then(Result::ok).unwrap_or_default();
+    let report = timeout(STEP, grown.supervisor.shutdown()).await;
+    let clean = retired.is_ok() && matches!(deregistered, Ok(Ok(Ok(())))) && report.is_ok_and(|r| r.is_clean());
+    log::info!(target: "node", event = "node.drained", finished = work.finished, handed_back = work.handed_back, clean = clean, duration_ms = began.elapsed().as_millis() as u64; "drained");
+}
