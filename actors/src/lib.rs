@@ -9,6 +9,7 @@ pub mod job;
 pub mod master;
 pub mod registry;
 pub mod supervisor;
+pub mod time;
 pub mod transport;
 pub mod wire;
 pub mod worker;

@@ -4,6 +4,9 @@
 //! limit; its deadline and a cancellation reach it through the [`JobContext`]. Asked of a job: be safe to run more than
 //! once (tasks are executed at least once, recorded exactly once), and never block the thread.
 
+pub mod multiply;
+pub mod noop;
+
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -5,6 +5,14 @@
 //! a removed worker's attempts are queued again at once; what workers report at the start of a reign is adopted, not run
 //! again. Ephemeral tasks live in this ledger alone: what was only queued here dies with the process.
 
+pub mod actor;
+pub mod balancer;
+pub mod generator;
+pub mod ledger;
+pub mod pulse;
+pub mod roster;
+pub mod view;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -13,6 +21,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{Epoch, NodeId, TaskId};
+
+pub use pulse::MasterPulse;
 
 /// Knobs of the generator, `[generator]` in `config.toml`; the article's values.
 #[derive(Clone, Debug, PartialEq)]
@@ -279,15 +289,4 @@ pub struct MasterSnapshot {
     pub refused: BTreeMap<String, u64>,
     /// Attempts adopted in this reign.
     pub adopted: u64,
-}
-
-/// When MasterActor last had a turn; shared with discovery. TEMPORARY.
-#[derive(Clone, Debug, Default)]
-pub struct MasterPulse(std::sync::Arc<std::sync::atomic::AtomicU64>);
-
-impl MasterPulse {
-    /// Age.
-    pub fn age(&self) -> Duration {
-        Duration::ZERO
-    }
 }

@@ -4,6 +4,9 @@
 //! credit; commands under an epoch below the fence are refused and answered with the higher one; a new master is told of
 //! everything that runs and everything unacknowledged, in one `Report`. Results do not survive this process.
 
+pub mod actor;
+pub mod intake;
+
 use std::time::Duration;
 
 use actix::Message;

@@ -1,0 +1,455 @@
+//! WorkerActor: serves the master of the day, runs attempts on the task plane, holds results until they are acknowledged.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::{
+    Actor, ActorFutureExt, AsyncContext, Context, Handler, Recipient, ResponseActFuture, WrapFuture,
+};
+use tokio::sync::{Notify, watch};
+
+use super::intake::{Desk, Intake};
+use super::{AskWorker, DrainWorker, WorkerDrained, WorkerSettings, WorkerSnapshot};
+use crate::cluster::{Cluster, ClusterChanged, Fence, Identity};
+use crate::discovery::{EpochSeen, Reborn};
+use crate::id::{AttemptId, Epoch, NodeId};
+use crate::job::{JobContext, JobError, Jobs};
+use crate::time::unix_ms;
+use crate::transport::{Inbound, Send, SendError, SessionEvent};
+use crate::wire::{
+    Acknowledge, Assign, Assignment, Cancel, Fenced, HandBack, Message, Outcome, Results, Started,
+    TaskResult,
+};
+
+/// A cancelled job that does not end by itself is dropped after this.
+const CANCEL_GRACE: Duration = Duration::from_millis(500);
+/// A report that could not be sent is tried again after this.
+const REPORT_AGAIN: Duration = Duration::from_millis(100);
+
+/// What a WorkerActor is made of.
+#[derive(Clone)]
+pub struct WorkerSeed {
+    /// Knobs; `capacity` is already a number above 0.
+    pub settings: WorkerSettings,
+    /// Who we are.
+    pub identity: Identity,
+    /// The highest epoch seen.
+    pub fence: Fence,
+    /// To other nodes, and to ourselves.
+    pub transport: Recipient<Send>,
+    /// Told of higher epochs.
+    pub epochs: Recipient<EpochSeen>,
+    /// Asked for the picture at the start of each life.
+    pub reborn: Recipient<Reborn>,
+    /// The kinds of work there are.
+    pub jobs: Jobs,
+}
+
+/// See the module page.
+pub struct WorkerActor {
+    seed: WorkerSeed,
+    desk: Desk,
+    cluster: Option<Arc<Cluster>>,
+    cancels: BTreeMap<AttemptId, watch::Sender<bool>>,
+    /// An attempt whose time is over or that was cancelled, and how its end is to be told.
+    ended: Arc<Notify>,
+    reporting: bool,
+    started: u64,
+    finished: u64,
+}
+
+impl WorkerActor {
+    /// A life that runs nothing yet.
+    pub fn new(seed: WorkerSeed) -> Self {
+        Self {
+            desk: Desk::new(seed.settings.capacity.max(1), seed.settings.recent),
+            seed,
+            cluster: None,
+            cancels: BTreeMap::new(),
+            ended: Arc::default(),
+            reporting: false,
+            started: 0,
+            finished: 0,
+        }
+    }
+
+    /// The master to serve, when it can be reached now.
+    fn master(&self) -> Option<(NodeId, Epoch)> {
+        let cluster = self.cluster.as_ref()?;
+        let master = cluster.master.as_ref()?;
+        let member = cluster.member(master.record.id)?;
+        let served = self.seed.settings.enabled && member.session;
+        served.then_some((master.record.id, master.epoch))
+    }
+
+    /// Reports to the master whenever it is another one, or its session is a new one.
+    fn serve(&mut self, ctx: &mut Context<Self>) {
+        match self.master() {
+            None => self.desk.unserve(),
+            Some((_, epoch)) if epoch < self.seed.fence.current() => self.desk.unserve(),
+            Some((_, epoch)) if self.desk.serving() == Some(epoch) => {}
+            Some((master, epoch)) => self.report(master, epoch, ctx),
+        }
+    }
+
+    fn report(&mut self, master: NodeId, epoch: Epoch, ctx: &mut Context<Self>) {
+        for report in self.desk.report(epoch) {
+            let send = self.seed.transport.send(Send {
+                to: master,
+                message: report.into(),
+            });
+            ctx.spawn(send.into_actor(self).map(move |sent, act, ctx| {
+                if !matches!(sent, Ok(Ok(()))) && !act.reporting {
+                    // The session is not up yet, or its queue is full: all of it again, a little later.
+                    act.reporting = true;
+                    act.desk.unserve();
+                    ctx.run_later(REPORT_AGAIN, |act, ctx| {
+                        act.reporting = false;
+                        act.serve(ctx);
+                    });
+                }
+            }));
+        }
+    }
+
+    /// To the master we serve; a failure means that the next report will tell.
+    fn tell(&self, message: impl Into<Message>, ctx: &mut Context<Self>) {
+        let Some((to, _)) = self.master() else { return };
+        let message = message.into();
+        let send = self.seed.transport.send(Send { to, message });
+        ctx.spawn(send.into_actor(self).map(|sent, act, ctx| {
+            if matches!(sent, Ok(Err(SendError::Full | SendError::NoSession))) {
+                act.desk.unserve();
+                act.serve(ctx);
+            }
+        }));
+    }
+
+    // --- commands ------------------------------------------------------------------------------------------------
+
+    /// Whether a command under this epoch may be obeyed; a lower one is answered with the higher.
+    fn obeys(&self, from: NodeId, epoch: Epoch, what: &str) -> bool {
+        let fence = self.seed.fence.current();
+        if epoch > fence {
+            self.seed.epochs.do_send(EpochSeen(epoch));
+        }
+        if epoch >= fence {
+            return true;
+        }
+        log::warn!(target: "worker", event = "task.refused", reason = "fenced", what = what, refused = epoch.to_string(), epoch = fence.to_string(); "a command under an old epoch is refused");
+        let fenced = Fenced {
+            epoch: fence,
+            refused: epoch,
+            what: what.to_owned(),
+        };
+        self.seed.transport.do_send(Send {
+            to: from,
+            message: fenced.into(),
+        });
+        false
+    }
+
+    fn assigned(&mut self, from: NodeId, assign: Assign, ctx: &mut Context<Self>) {
+        let epoch = assign.epoch;
+        if !self.obeys(from, epoch, "Assign") {
+            return;
+        }
+        // Before our report, or after the session broke: the master learns from the next report that none of it runs.
+        let Ok(taken) = self.desk.assign(assign) else {
+            return;
+        };
+        let mut back = Vec::new();
+        let mut begun = Vec::new();
+        for intake in taken {
+            match intake {
+                Intake::Start(assignment) => {
+                    begun.push(assignment.attempt);
+                    self.start(assignment, epoch, ctx);
+                }
+                Intake::HandBack(attempt) => back.push(attempt),
+                Intake::Known(attempt) => {
+                    log::debug!(target: "worker", task = attempt.task.to_string(); "assigned again, it is known");
+                }
+            }
+        }
+        if !begun.is_empty() {
+            self.tell(
+                Started {
+                    epoch,
+                    attempts: begun,
+                },
+                ctx,
+            );
+        }
+        if !back.is_empty() {
+            let why = "no credit was left for it".to_owned();
+            self.tell(
+                HandBack {
+                    epoch,
+                    attempts: back,
+                    why,
+                },
+                ctx,
+            );
+        }
+    }
+
+    fn start(&mut self, assignment: Assignment, epoch: Epoch, ctx: &mut Context<Self>) {
+        let attempt = assignment.attempt;
+        let started_ms = unix_ms();
+        self.desk.started(attempt, started_ms);
+        self.started += 1;
+        log::info!(target: "worker", event = "task.started", task = attempt.task.to_string(), attempt = token(attempt), epoch = epoch.to_string(), job = assignment.spec.job.as_str(); "task started");
+        let (cancel, cancelled) = watch::channel(false);
+        self.cancels.insert(attempt, cancel);
+        let job = self.seed.jobs.get(&assignment.spec.job);
+        let context = JobContext {
+            attempt,
+            timeout: Duration::from_millis(assignment.spec.timeout_ms),
+            cancelled: cancelled.clone(),
+        };
+        let spec = assignment.spec;
+        let run = async move {
+            let Some(job) = job else {
+                return Outcome::Failed(format!(
+                    "this worker does not know the job {:?}",
+                    spec.job
+                ));
+            };
+            let timeout = context.timeout;
+            // In a task of its own: a panic in a job is that job's failure alone.
+            let mut running =
+                tokio::task::spawn_local(async move { job.run(spec.input, context).await });
+            let outcome = tokio::select! {
+                biased;
+                ended = &mut running => return outcome(ended),
+                () = tokio::time::sleep(timeout) => Outcome::TimedOut,
+                () = is_cancelled(cancelled) => {
+                    // A moment to clean up, then it is dropped.
+                    tokio::time::timeout(CANCEL_GRACE, &mut running).await.ok();
+                    Outcome::Cancelled
+                }
+            };
+            running.abort();
+            outcome
+        };
+        ctx.spawn(run.into_actor(self).map(move |outcome, act, ctx| {
+            act.end(attempt, outcome, started_ms, ctx);
+        }));
+    }
+
+    fn end(
+        &mut self,
+        attempt: AttemptId,
+        outcome: Outcome,
+        started_ms: u64,
+        ctx: &mut Context<Self>,
+    ) {
+        self.cancels.remove(&attempt);
+        let finished_ms = unix_ms();
+        let epoch = self.seed.fence.current();
+        log::info!(target: "worker", event = "task.executed", task = attempt.task.to_string(), attempt = token(attempt), epoch = epoch.to_string(), outcome = outcome_name(&outcome), duration_ms = finished_ms.saturating_sub(started_ms); "task executed");
+        let result = TaskResult {
+            attempt,
+            outcome,
+            started_ms,
+            finished_ms,
+            spec: None,
+        };
+        let Some(credit) = self.desk.finished(result.clone()) else {
+            return;
+        };
+        self.ended.notify_waiters();
+        if let Some(epoch) = self.desk.serving() {
+            let results = vec![result];
+            self.tell(
+                Results {
+                    epoch,
+                    results,
+                    credit,
+                },
+                ctx,
+            );
+        }
+    }
+
+    fn acknowledged(&mut self, from: NodeId, ack: &Acknowledge) {
+        if !self.obeys(from, ack.epoch, "Acknowledge") {
+            return;
+        }
+        for (attempt, refused) in &ack.attempts {
+            self.finished += u64::from(self.desk.acknowledged(*attempt));
+            if let Some(why) = refused {
+                log::info!(target: "worker", event = "task.refused", task = attempt.task.to_string(), attempt = token(*attempt), reason = why.as_str(), epoch = ack.epoch.to_string(); "our result was refused");
+            }
+        }
+        self.ended.notify_waiters();
+    }
+
+    fn cancel(&mut self, from: NodeId, cancel: &Cancel) {
+        if !self.obeys(from, cancel.epoch, "Cancel") {
+            return;
+        }
+        for attempt in &cancel.attempts {
+            if let Some(cancel) = self.cancels.get(attempt) {
+                cancel.send_replace(true);
+            }
+        }
+    }
+}
+
+/// `epoch/n`, the attempt's own token.
+pub fn token(attempt: AttemptId) -> String {
+    format!("{}/{}", attempt.attempt.epoch, attempt.attempt.n)
+}
+
+fn outcome_name(outcome: &Outcome) -> &'static str {
+    match outcome {
+        Outcome::Done(_) => "done",
+        Outcome::Failed(_) => "failed",
+        Outcome::Retry(_) => "retry",
+        Outcome::Cancelled => "cancelled",
+        Outcome::TimedOut => "timed-out",
+    }
+}
+
+fn outcome(ended: Result<Result<bytes::Bytes, JobError>, tokio::task::JoinError>) -> Outcome {
+    match ended {
+        Ok(Ok(output)) if output.len() > crate::wire::MAX_PAYLOAD => Outcome::Failed(format!(
+            "its output of {} bytes is larger than {} may be",
+            output.len(),
+            crate::wire::MAX_PAYLOAD
+        )),
+        Ok(Ok(output)) => Outcome::Done(output),
+        Ok(Err(JobError::Failed(why))) => Outcome::Failed(why),
+        Ok(Err(JobError::Retry(why))) => Outcome::Retry(why),
+        Err(err) => Outcome::Retry(format!("the job panicked: {err}")),
+    }
+}
+
+async fn is_cancelled(mut cancelled: watch::Receiver<bool>) {
+    // A sender that is gone can cancel no more.
+    if cancelled.wait_for(|c| *c).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+impl Actor for WorkerActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, _: &mut Self::Context) {
+        self.seed.reborn.do_send(Reborn);
+    }
+}
+
+impl Handler<ClusterChanged> for WorkerActor {
+    type Result = ();
+
+    fn handle(&mut self, msg: ClusterChanged, ctx: &mut Self::Context) {
+        self.cluster = Some(msg.0);
+        self.serve(ctx);
+    }
+}
+
+impl Handler<SessionEvent> for WorkerActor {
+    type Result = ();
+
+    fn handle(&mut self, msg: SessionEvent, ctx: &mut Self::Context) {
+        let master = self.master().map(|(id, _)| id);
+        match msg {
+            // What was under way on the old session is lost, and its credit with it.
+            SessionEvent::Up { peer, .. } if Some(peer.id) == master => {
+                self.desk.unserve();
+                self.serve(ctx);
+            }
+            SessionEvent::Down { id, .. } if Some(id) == master => self.desk.unserve(),
+            _ => {}
+        }
+    }
+}
+
+impl Handler<Inbound> for WorkerActor {
+    type Result = ();
+
+    fn handle(&mut self, msg: Inbound, ctx: &mut Self::Context) {
+        for envelope in msg.envelopes {
+            match envelope.message {
+                Message::Assign(assign) => self.assigned(msg.from, assign, ctx),
+                Message::Acknowledge(ack) => self.acknowledged(msg.from, &ack),
+                Message::Cancel(cancel) => self.cancel(msg.from, &cancel),
+                // Not for this desk; the transport sends nothing else here.
+                _ => {}
+            }
+        }
+    }
+}
+
+impl Handler<AskWorker> for WorkerActor {
+    type Result = WorkerSnapshot;
+
+    fn handle(&mut self, _: AskWorker, _: &mut Self::Context) -> WorkerSnapshot {
+        WorkerSnapshot {
+            running: self.desk.running(),
+            unacknowledged: self.desk.held(),
+            epoch: self.desk.serving().unwrap_or_default(),
+            capacity: self.seed.settings.capacity,
+            started: self.started,
+            finished: self.finished,
+        }
+    }
+}
+
+impl Handler<DrainWorker> for WorkerActor {
+    type Result = ResponseActFuture<Self, WorkerDrained>;
+
+    fn handle(&mut self, msg: DrainWorker, _: &mut Self::Context) -> Self::Result {
+        self.desk.drain();
+        let before = self.desk.running().len();
+        let deadline = tokio::time::Instant::now() + msg.within;
+        let begin = std::future::ready(()).into_actor(self);
+        Box::pin(begin.then(move |(), act, ctx| wait_until_empty(act, ctx, deadline, before)))
+    }
+}
+
+/// Waits until nothing runs and nothing is held, or the deadline; hands back the remainder.
+fn wait_until_empty(
+    act: &mut WorkerActor,
+    ctx: &mut Context<WorkerActor>,
+    deadline: tokio::time::Instant,
+    before: usize,
+) -> ResponseActFuture<WorkerActor, WorkerDrained> {
+    let empty = act.desk.running().is_empty() && act.desk.held() == 0;
+    if empty || tokio::time::Instant::now() >= deadline {
+        let attempts = act.desk.abandon();
+        let handed_back = attempts.len();
+        if let Some(epoch) = act.desk.serving().filter(|_| handed_back > 0) {
+            let why = "the node is leaving".to_owned();
+            act.tell(
+                HandBack {
+                    epoch,
+                    attempts,
+                    why,
+                },
+                ctx,
+            );
+        }
+        let finished = before.saturating_sub(handed_back);
+        return Box::pin(actix::fut::ready(WorkerDrained {
+            finished,
+            handed_back,
+        }));
+    }
+    let ended = Arc::clone(&act.ended);
+    let next = async move {
+        // Looked at again now and then, since the master may be changing under us.
+        let soon = tokio::time::Instant::now() + Duration::from_millis(100);
+        tokio::time::timeout_at(deadline.min(soon), ended.notified())
+            .await
+            .ok();
+    };
+    Box::pin(
+        next.into_actor(act)
+            .then(move |(), act, ctx| wait_until_empty(act, ctx, deadline, before)),
+    )
+}

@@ -1,0 +1,378 @@
+//! What a worker has taken, runs and still holds. Pure: it knows no clock and no job.
+//!
+//! Credit: the worker grants what it can run beyond what it runs; each report begins the count anew, each result gives one
+//! back. What comes beyond the credit is handed back, never dropped.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use crate::id::{Attempt, AttemptId, Epoch, TaskId};
+use crate::wire::{Assign, Assignment, Report, TaskResult};
+
+/// Attempts in one report at the most: a report stays well under a frame.
+const MAX_IN_REPORT: usize = 64;
+/// Newest attempts remembered, so that none is started twice.
+const MAX_SEEN: usize = 65_536;
+
+/// What to do with an assignment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Intake {
+    /// Start it.
+    Start(Assignment),
+    /// Give it back: no credit, or leaving.
+    HandBack(AttemptId),
+    /// It runs, ran, or an equal or newer attempt of it did.
+    Known(AttemptId),
+}
+
+/// See the module page.
+#[derive(Debug)]
+pub struct Desk {
+    capacity: u32,
+    keep_recent: usize,
+    serving: Option<Epoch>,
+    granted: u32,
+    draining: bool,
+    running: BTreeMap<AttemptId, (Assignment, u64)>,
+    held: BTreeMap<AttemptId, (TaskResult, Assignment)>,
+    recent: VecDeque<TaskId>,
+    seen: BTreeMap<TaskId, Attempt>,
+    seen_order: VecDeque<TaskId>,
+}
+
+impl Desk {
+    /// With nothing on it.
+    pub fn new(capacity: u32, keep_recent: usize) -> Self {
+        Self {
+            capacity,
+            keep_recent,
+            serving: None,
+            granted: 0,
+            draining: false,
+            running: BTreeMap::new(),
+            held: BTreeMap::new(),
+            recent: VecDeque::new(),
+            seen: BTreeMap::new(),
+            seen_order: VecDeque::new(),
+        }
+    }
+
+    /// The epoch of the master it serves.
+    pub fn serving(&self) -> Option<Epoch> {
+        self.serving
+    }
+
+    /// Its master is gone or unreachable: nothing is granted until the next report.
+    pub fn unserve(&mut self) {
+        self.serving = None;
+        self.granted = 0;
+    }
+
+    /// No more intake.
+    pub fn drain(&mut self) {
+        self.draining = true;
+        self.granted = 0;
+    }
+
+    /// Begins to serve under an epoch: everything it runs and holds, in parts, and fresh credit with the last.
+    pub fn report(&mut self, epoch: Epoch) -> Vec<Report> {
+        self.serving = Some(epoch);
+        let running = u32::try_from(self.running.len()).unwrap_or(u32::MAX);
+        self.granted = if self.draining {
+            0
+        } else {
+            self.capacity.saturating_sub(running)
+        };
+        let empty = Report {
+            epoch,
+            running: Vec::new(),
+            results: Vec::new(),
+            recent: Vec::new(),
+            credit: 0,
+            more: true,
+        };
+        let all: Vec<_> = self.running.values().cloned().collect();
+        let results: Vec<TaskResult> = self
+            .held
+            .values()
+            .map(|(result, assignment)| TaskResult {
+                spec: Some(assignment.spec.clone()),
+                ..result.clone()
+            })
+            .collect();
+        let mut reports: Vec<Report> = all
+            .chunks(MAX_IN_REPORT)
+            .map(|part| Report {
+                running: part.to_vec(),
+                ..empty.clone()
+            })
+            .collect();
+        // Outputs may be large: one result a part keeps each under a frame.
+        reports.extend(results.into_iter().map(|result| Report {
+            results: vec![result],
+            ..empty.clone()
+        }));
+        reports.push(Report {
+            recent: self.recent.iter().copied().collect(),
+            credit: self.granted,
+            more: false,
+            ..empty
+        });
+        reports
+    }
+
+    /// Takes what was assigned; `Err` when it comes under another epoch than is served.
+    pub fn assign(&mut self, assign: Assign) -> Result<Vec<Intake>, Epoch> {
+        if self.serving != Some(assign.epoch) {
+            return Err(assign.epoch);
+        }
+        Ok(assign
+            .assignments
+            .into_iter()
+            .map(|a| self.take(a))
+            .collect())
+    }
+
+    fn take(&mut self, assignment: Assignment) -> Intake {
+        let attempt = assignment.attempt;
+        if self
+            .seen
+            .get(&attempt.task)
+            .is_some_and(|seen| *seen >= attempt.attempt)
+        {
+            return Intake::Known(attempt);
+        }
+        if self.granted == 0 || self.draining {
+            return Intake::HandBack(attempt);
+        }
+        self.granted -= 1;
+        self.see(attempt);
+        self.running.insert(attempt, (assignment.clone(), 0));
+        Intake::Start(assignment)
+    }
+
+    fn see(&mut self, attempt: AttemptId) {
+        if self.seen.insert(attempt.task, attempt.attempt).is_none() {
+            self.seen_order.push_back(attempt.task);
+        }
+        while self.seen_order.len() > MAX_SEEN {
+            if let Some(oldest) = self.seen_order.pop_front() {
+                self.seen.remove(&oldest);
+            }
+        }
+    }
+
+    /// It has begun to execute.
+    pub fn started(&mut self, attempt: AttemptId, at_ms: u64) {
+        if let Some((_, started)) = self.running.get_mut(&attempt) {
+            *started = at_ms;
+        }
+    }
+
+    /// It has ended: the result is held until it is acknowledged. Answers the credit that is free again; `None` when nothing
+    /// like it ran.
+    pub fn finished(&mut self, result: TaskResult) -> Option<u32> {
+        let (assignment, _) = self.running.remove(&result.attempt)?;
+        self.held.insert(result.attempt, (result, assignment));
+        if self.draining || self.serving.is_none() {
+            return Some(0);
+        }
+        self.granted += 1;
+        Some(1)
+    }
+
+    /// The master has recorded or refused it for good.
+    pub fn acknowledged(&mut self, attempt: AttemptId) -> bool {
+        let held = self.held.remove(&attempt).is_some();
+        if held {
+            self.recent.push_back(attempt.task);
+            while self.recent.len() > self.keep_recent {
+                self.recent.pop_front();
+            }
+        }
+        held
+    }
+
+    /// What still runs is given up, to be handed back.
+    pub fn abandon(&mut self) -> Vec<AttemptId> {
+        std::mem::take(&mut self.running).into_keys().collect()
+    }
+
+    /// Running attempts.
+    pub fn running(&self) -> Vec<AttemptId> {
+        self.running.keys().copied().collect()
+    }
+
+    /// Whether this attempt runs.
+    pub fn runs(&self, attempt: AttemptId) -> bool {
+        self.running.contains_key(&attempt)
+    }
+
+    /// Finished and not acknowledged.
+    pub fn held(&self) -> usize {
+        self.held.len()
+    }
+
+    /// Tasks that it runs or holds.
+    pub fn tasks(&self) -> BTreeSet<TaskId> {
+        let all = self.running.keys().chain(self.held.keys());
+        all.map(|a| a.task).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::id::Generation;
+    use crate::wire::{Outcome, TaskSpec};
+
+    fn epoch(revision: i64) -> Epoch {
+        Epoch {
+            generation: Generation(1),
+            revision,
+        }
+    }
+
+    fn assignment(task: u128, n: u32) -> Assignment {
+        let task = TaskId(uuid::Uuid::from_u128(task));
+        let attempt = Attempt { epoch: epoch(1), n };
+        Assignment {
+            attempt: AttemptId { task, attempt },
+            spec: TaskSpec {
+                id: task,
+                job: "noop".to_owned(),
+                input: Bytes::new(),
+                meta: BTreeMap::new(),
+                durable: false,
+                timeout_ms: 1,
+                max_attempts: 1,
+                priority: 0,
+                require: BTreeMap::new(),
+                created_ms: 0,
+                not_before_ms: 0,
+            },
+        }
+    }
+
+    fn assign(
+        desk: &mut Desk,
+        under: i64,
+        assignments: Vec<Assignment>,
+    ) -> Result<Vec<Intake>, Epoch> {
+        desk.assign(Assign {
+            epoch: epoch(under),
+            assignments,
+        })
+    }
+
+    fn done(a: &Assignment) -> TaskResult {
+        TaskResult {
+            attempt: a.attempt,
+            outcome: Outcome::Done(Bytes::new()),
+            started_ms: 0,
+            finished_ms: 0,
+            spec: None,
+        }
+    }
+
+    #[test]
+    fn an_attempt_is_started_once_whatever_is_sent() {
+        let mut desk = Desk::new(4, 8);
+        desk.report(epoch(1));
+        let a = assignment(1, 1);
+        assert_eq!(
+            assign(&mut desk, 1, vec![a.clone()]),
+            Ok(vec![Intake::Start(a.clone())])
+        );
+        assert_eq!(
+            assign(&mut desk, 1, vec![a.clone()]),
+            Ok(vec![Intake::Known(a.attempt)])
+        );
+        desk.finished(done(&a));
+        desk.acknowledged(a.attempt);
+        assert_eq!(
+            assign(&mut desk, 1, vec![a.clone()]),
+            Ok(vec![Intake::Known(a.attempt)])
+        );
+        let newer = assignment(1, 2);
+        assert_eq!(
+            assign(&mut desk, 1, vec![newer.clone()]),
+            Ok(vec![Intake::Start(newer)])
+        );
+    }
+
+    #[test]
+    fn nothing_is_taken_beyond_the_credit() {
+        let mut desk = Desk::new(1, 8);
+        desk.report(epoch(1));
+        let (a, b) = (assignment(1, 1), assignment(2, 1));
+        let taken = assign(&mut desk, 1, vec![a.clone(), b.clone()]).unwrap();
+        assert_eq!(
+            taken,
+            vec![Intake::Start(a.clone()), Intake::HandBack(b.attempt)]
+        );
+        assert_eq!(desk.finished(done(&a)), Some(1));
+        assert_eq!(
+            assign(&mut desk, 1, vec![b.clone()]),
+            Ok(vec![Intake::Start(b)])
+        );
+    }
+
+    #[test]
+    fn nothing_is_taken_under_an_epoch_that_is_not_served() {
+        let mut desk = Desk::new(1, 8);
+        assert_eq!(assign(&mut desk, 1, vec![assignment(1, 1)]), Err(epoch(1)));
+        desk.report(epoch(2));
+        assert_eq!(assign(&mut desk, 1, vec![assignment(1, 1)]), Err(epoch(1)));
+    }
+
+    #[test]
+    fn a_new_master_is_told_of_everything_that_runs_or_is_held() {
+        let mut desk = Desk::new(4, 8);
+        desk.report(epoch(1));
+        let (a, b, c) = (assignment(1, 1), assignment(2, 1), assignment(3, 1));
+        assign(&mut desk, 1, vec![a.clone(), b.clone(), c.clone()]).unwrap();
+        desk.finished(done(&b));
+        desk.finished(done(&c));
+        desk.acknowledged(c.attempt);
+        let reports = desk.report(epoch(2));
+        let (last, parts) = reports.split_last().unwrap();
+        assert!(parts.iter().all(|r| r.more) && !last.more);
+        assert_eq!(
+            (last.credit, last.recent.as_slice()),
+            (3, &[c.attempt.task][..])
+        );
+        let running: Vec<_> = parts
+            .iter()
+            .flat_map(|r| &r.running)
+            .map(|(a, _)| a.attempt)
+            .collect();
+        let held: Vec<_> = parts
+            .iter()
+            .flat_map(|r| &r.results)
+            .map(|r| r.attempt)
+            .collect();
+        assert_eq!((running, held), (vec![a.attempt], vec![b.attempt]));
+        assert!(
+            parts
+                .iter()
+                .flat_map(|r| &r.results)
+                .all(|r| r.spec.is_some())
+        );
+    }
+
+    #[test]
+    fn whoever_drains_takes_nothing_and_gives_back_the_rest() {
+        let mut desk = Desk::new(4, 8);
+        desk.report(epoch(1));
+        let (a, b) = (assignment(1, 1), assignment(2, 1));
+        assign(&mut desk, 1, vec![a.clone()]).unwrap();
+        desk.drain();
+        assert_eq!(
+            assign(&mut desk, 1, vec![b.clone()]),
+            Ok(vec![Intake::HandBack(b.attempt)])
+        );
+        assert_eq!(desk.abandon(), vec![a.attempt]);
+    }
+}
