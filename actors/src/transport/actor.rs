@@ -342,7 +342,9 @@ impl TransportActor {
         let welcome = match judge(&hello, &me) {
             Ok(welcome) => welcome,
             Err(refusal) => {
-                if refusal.kind.is_for_people() && hello.purpose == Purpose::Session {
+                // Of a dial the dialler knows more: whom it meant, and where.
+                let told_by_dialler = hello.purpose == Purpose::Dial || hello.id == me.id;
+                if refusal.kind.is_for_people() && !told_by_dialler {
                     self.tell_refused(hello.name, &refusal.words);
                 }
                 return self.hang_up(stream, Greeting::Refusal(refusal), slot);
@@ -483,7 +485,8 @@ impl TransportActor {
             return self.set_alarm(ctx);
         }
         if refusal.kind.is_for_people() {
-            self.tell_refused(spec.name.clone(), &refusal.words);
+            let why = format!("at {}: {}", spec.address, refusal.words);
+            self.tell_refused(spec.name.clone(), &why);
         }
         self.dial_failed(ctx, token, refusal.outcome());
     }
