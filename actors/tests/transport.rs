@@ -780,6 +780,34 @@ async fn a_restarted_transport_is_never_refused_and_reopens() {
 }
 
 #[actix_rt::test]
+async fn what_a_dial_of_an_earlier_life_found_is_not_taken_for_anothers() {
+    tokio::time::pause();
+    let memory = MemoryNetwork::default();
+    memory.set_silent("nowhere:1", true);
+    let plan = |id, listen| {
+        let mut plan = Plan::new(id);
+        plan.listen = listen;
+        plan.memory = Some(memory.clone());
+        plan
+    };
+    let (mut a, b) = (plan(1, "a:1").start().await, plan(2, "b:1").start().await);
+    let mut nowhere = b.spec();
+    nowhere.address = "nowhere:1".to_owned();
+    a.transport.send(Peers(vec![nowhere])).await.unwrap();
+    // The new life dials before the old one's dial has come to its end.
+    a.restart.send(()).unwrap();
+    a.transport.do_send(Incarnated {
+        incarnation: Incarnation(10),
+        generation: Generation(7),
+    });
+    a.transport.do_send(Peers(vec![b.spec()]));
+    match a.event().await {
+        SessionEvent::Up { peer, .. } => assert_eq!(peer.id, b.id()),
+        event => panic!("{event:?}"),
+    }
+}
+
+#[actix_rt::test]
 async fn a_fresh_actor_on_the_same_listener_takes_over_the_port() {
     let (mut a, b) = pair().await;
     b.life.abort();

@@ -122,6 +122,12 @@ fn next_key() -> SessionKey {
     SessionKey(LAST.fetch_add(1, Ordering::Relaxed) + 1)
 }
 
+/// Unique in the process: a dial of an earlier life may end in this one, and must not be taken for another's.
+fn next_life() -> u64 {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    LAST.fetch_add(1, Ordering::Relaxed)
+}
+
 struct DialTask {
     task: AbortHandle,
     hello_is_out: Arc<AtomicBool>,
@@ -136,6 +142,7 @@ struct Open {
 /// The actor. See the contract page.
 pub struct TransportActor {
     seed: TransportSeed,
+    life: u64,
     table: SessionTable,
     open: BTreeMap<SessionKey, Open>,
     dials: BTreeMap<DialToken, DialTask>,
@@ -157,6 +164,7 @@ impl TransportActor {
         let settings = &seed.settings;
         let me = seed.identity.id;
         Self {
+            life: next_life(),
             table: SessionTable::new(me, settings.redial_min, settings.redial_max),
             open: BTreeMap::new(),
             dials: BTreeMap::new(),
@@ -243,17 +251,18 @@ impl TransportActor {
         let report = Report::new(
             ctx.address().recipient(),
             DialEnded {
+                life: self.life,
                 token,
                 found: Err(given_up),
             },
         );
-        let (seed, slots) = (self.seed.clone(), Arc::clone(&self.outbound));
+        let (seed, life, slots) = (self.seed.clone(), self.life, Arc::clone(&self.outbound));
         let (address, is_out) = (spec.address.clone(), Arc::clone(&hello_is_out));
         let task = self.spawn(async move {
             let _slot = slots.acquire_owned().await;
             let network = seed.network.as_ref();
             let found = session::greet(network, &address, hello, &seed.settings, &is_out).await;
-            report.tell(DialEnded { token, found });
+            report.tell(DialEnded { life, token, found });
         });
         self.dials.insert(token, DialTask { task, hello_is_out });
     }
@@ -418,7 +427,10 @@ impl TransportActor {
 
     /// A dial for a session has ended.
     fn dialled(&mut self, ctx: &mut Context<Self>, ended: DialEnded) {
-        let DialEnded { token, found } = ended;
+        let DialEnded { life, token, found } = ended;
+        if life != self.life {
+            return;
+        }
         self.dials.remove(&token);
         let Some(spec) = self.table.dialled(token).cloned() else {
             return;
@@ -683,6 +695,7 @@ struct Caller {
 #[derive(actix::Message)]
 #[rtype(result = "()")]
 struct DialEnded {
+    life: u64,
     token: DialToken,
     found: Result<(Welcome, Stream), Unwelcome>,
 }

@@ -107,7 +107,8 @@ pub struct PeerSpec {
 pub struct Peers(pub Vec<PeerSpec>);
 
 /// We are registered as this incarnation, in this generation of the registry. A changed one closes every session (each
-/// is dialled again), since a session belongs to a pair of incarnations.
+/// is dialled again), since a session belongs to a pair of incarnations. While it is NONE there are no sessions, in neither
+/// direction; [`Dial`] works without, and so do messages to this node itself.
 #[derive(Clone, Copy, Debug, Message, PartialEq, Eq)]
 #[rtype(result = "()")]
 pub struct Incarnated {
@@ -120,7 +121,7 @@ pub struct Incarnated {
 /// Why a message was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SendError {
-    /// No session to that node.
+    /// No session to that node, or it has just been broken because its control queue was full.
     #[error("no session to that node")]
     NoSession,
     /// Its bulk queue is full; nothing was queued.
