@@ -122,6 +122,12 @@ fn next_key() -> SessionKey {
     SessionKey(LAST.fetch_add(1, Ordering::Relaxed) + 1)
 }
 
+/// Unique in the process: a dial of an earlier life may end in this one, and must not be taken for another's.
+fn next_life() -> u64 {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    LAST.fetch_add(1, Ordering::Relaxed)
+}
+
 struct DialTask {
     task: AbortHandle,
     hello_is_out: Arc<AtomicBool>,
@@ -137,6 +143,7 @@ struct Open {
 /// The actor. See the contract page.
 pub struct TransportActor {
     seed: TransportSeed,
+    life: u64,
     table: SessionTable,
     open: BTreeMap<SessionKey, Open>,
     dials: BTreeMap<DialToken, DialTask>,
@@ -158,6 +165,7 @@ impl TransportActor {
         let settings = &seed.settings;
         let me = seed.identity.id;
         Self {
+            life: next_life(),
             table: SessionTable::new(me, settings.redial_min, settings.redial_max),
             open: BTreeMap::new(),
             dials: BTreeMap::new(),
@@ -244,17 +252,18 @@ impl TransportActor {
         let report = Report::new(
             ctx.address().recipient(),
             DialEnded {
+                life: self.life,
                 token,
                 found: Err(given_up),
             },
         );
-        let (seed, slots) = (self.seed.clone(), Arc::clone(&self.outbound));
+        let (seed, life, slots) = (self.seed.clone(), self.life, Arc::clone(&self.outbound));
         let (address, is_out) = (spec.address.clone(), Arc::clone(&hello_is_out));
         let task = self.spawn(async move {
             let _slot = slots.acquire_owned().await;
             let network = seed.network.as_ref();
             let found = session::greet(network, &address, hello, &seed.settings, &is_out).await;
-            report.tell(DialEnded { token, found });
+            report.tell(DialEnded { life, token, found });
         });
         self.dials.insert(token, DialTask { task, hello_is_out });
     }
@@ -343,7 +352,9 @@ impl TransportActor {
         let welcome = match judge(&hello, &me) {
             Ok(welcome) => welcome,
             Err(refusal) => {
-                if refusal.kind.is_for_people() && hello.purpose == Purpose::Session {
+                // Of a dial the dialler knows more: whom it meant, and where.
+                let told_by_dialler = hello.purpose == Purpose::Dial || hello.id == me.id;
+                if refusal.kind.is_for_people() && !told_by_dialler {
                     self.tell_refused(hello.name, &refusal.words);
                 }
                 return self.hang_up(stream, Greeting::Refusal(refusal), slot);
@@ -417,7 +428,10 @@ impl TransportActor {
 
     /// A dial for a session has ended.
     fn dialled(&mut self, ctx: &mut Context<Self>, ended: DialEnded) {
-        let DialEnded { token, found } = ended;
+        let DialEnded { life, token, found } = ended;
+        if life != self.life {
+            return;
+        }
         self.dials.remove(&token);
         let Some(spec) = self.table.dialled(token).cloned() else {
             return;
@@ -484,7 +498,8 @@ impl TransportActor {
             return self.set_alarm(ctx);
         }
         if refusal.kind.is_for_people() {
-            self.tell_refused(spec.name.clone(), &refusal.words);
+            let why = format!("at {}: {}", spec.address, refusal.words);
+            self.tell_refused(spec.name.clone(), &why);
         }
         self.dial_failed(ctx, token, refusal.outcome());
     }
@@ -681,6 +696,7 @@ struct Caller {
 #[derive(actix::Message)]
 #[rtype(result = "()")]
 struct DialEnded {
+    life: u64,
     token: DialToken,
     found: Result<(Welcome, Stream), Unwelcome>,
 }

@@ -1,9 +1,21 @@
 //! Sessions between nodes: authenticated-later TCP with framed messages.
 //!
 //! This page is the contract of the folder. Promises: one session per peer incarnation; messages of one class arrive in
-//! order or the session breaks; control never waits behind bulk; every break and every re-dial is told to
-//! [`Peers`]' owner as a [`SessionEvent`]; every queue has a bound. It does *not* promise delivery: whoever needs an
-//! answer re-sends after [`SessionEvent::Up`].
+//! order at each desk or the session breaks; control never waits behind bulk; every break and every re-dial is told to
+//! [`Peers`]' owner as a [`SessionEvent`]; once a `Down` is told, nothing of that session is delivered any more; every
+//! queue has a bound. It does *not* promise delivery: whoever needs an answer re-sends after [`SessionEvent::Up`].
+//!
+//! | what is full or late                              | what happens                                                        |
+//! |---------------------------------------------------|---------------------------------------------------------------------|
+//! | bulk queued for a session (count, 16 MiB)         | [`SendError::Full`]; the session goes on                            |
+//! | control queued for a session (count, 32 MiB)      | the session breaks; [`SendError::NoSession`]                        |
+//! | the peer takes no byte, or none comes             | the session breaks after `idle_timeout`                             |
+//! | what discovery has not taken yet (1,024 reads)    | the session breaks                                                  |
+//! | what another desk has not taken yet (16 MiB)      | *stalled*: reading pauses, the peer counts as heard; after 2 s it breaks |
+//! | handshakes                                        | closed at once (inbound), wait (outbound); each has a deadline      |
+//! | sessions with nodes that nobody wants             | refused, beyond 1,024                                               |
+//!
+//! Who dials: both may. A tie is broken by [`sessions`]; what a hello must say is in [`handshake`], bytes are in [`frame`].
 
 pub mod actor;
 pub mod frame;
@@ -95,7 +107,8 @@ pub struct PeerSpec {
 pub struct Peers(pub Vec<PeerSpec>);
 
 /// We are registered as this incarnation, in this generation of the registry. A changed one closes every session (each
-/// is dialled again), since a session belongs to a pair of incarnations.
+/// is dialled again), since a session belongs to a pair of incarnations. While it is NONE there are no sessions, in neither
+/// direction; [`Dial`] works without, and so do messages to this node itself.
 #[derive(Clone, Copy, Debug, Message, PartialEq, Eq)]
 #[rtype(result = "()")]
 pub struct Incarnated {
@@ -108,7 +121,7 @@ pub struct Incarnated {
 /// Why a message was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SendError {
-    /// No session to that node.
+    /// No session to that node, or it has just been broken because its control queue was full.
     #[error("no session to that node")]
     NoSession,
     /// Its bulk queue is full; nothing was queued.
@@ -120,7 +133,8 @@ pub enum SendError {
 }
 
 /// Send one message to one node; `Ok` means queued on a live session. A message to this node itself is delivered to its
-/// own desk without a session, in order, so that a lone master is its own worker by the same code.
+/// own desk without a session, in order, so that a lone master is its own worker by the same code ([`SendError::Full`] when
+/// that desk does not keep up).
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "Result<(), SendError>")]
 pub struct Send {
@@ -149,8 +163,8 @@ pub struct Dial {
 }
 
 /// A life of the transport has begun, the first or one after a failure: it has no sessions, knows no peers and not who we
-/// are. Send it [`Incarnated`] and [`Peers`]. Sessions of the life before are gone without a `Down`; that is no evidence
-/// against anybody.
+/// are. Send it [`Incarnated`] and [`Peers`]. Sessions of the life before are gone without a `Down`, which is no evidence
+/// against anybody: so an `Up` of a peer whose last session had no `Down` stands for both.
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "()")]
 pub struct TransportReborn;

@@ -29,8 +29,10 @@ use crate::wire::{Class, Desk, Envelope, Header, Message, Unknown};
 
 /// A write gathers up to this much.
 const WRITE_CHUNK: usize = 64 * 1024;
-/// A read brings up to this much.
+/// A read brings about this much while there is much to read…
 const READ_CHUNK: usize = 64 * 1024;
+/// …and this much otherwise, so that a thousand quiet sessions cost a few megabytes.
+const QUIET_CHUNK: usize = 4 * 1024;
 /// Bytes of bulk queued for one session; a few times what is in flight on a fast link with a long way.
 const BULK_BYTES: usize = 16 * 1024 * 1024;
 /// Bytes queued for one session at all; only carried API requests come near it.
@@ -333,11 +335,15 @@ impl Batches {
 impl Reading {
     /// Reads and delivers until the session ends; answers why.
     async fn read(&mut self, mut reader: impl AsyncRead + Unpin) -> String {
+        let mut room = QUIET_CHUNK;
         loop {
-            let space = self.decoder.space(READ_CHUNK);
+            let space = self.decoder.space(room);
             match timeout(self.idle, reader.read_buf(space)).await {
                 Ok(Ok(0)) => return "the peer closed it".to_owned(),
-                Ok(Ok(_)) => self.heard.mark(Instant::now().into_std()),
+                Ok(Ok(read)) => {
+                    room = if read < room { QUIET_CHUNK } else { READ_CHUNK };
+                    self.heard.mark(Instant::now().into_std());
+                }
                 Ok(Err(why)) => return format!("reading failed: {why}"),
                 Err(_) => return format!("no byte for {:?}", self.idle),
             }
