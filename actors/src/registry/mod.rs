@@ -14,6 +14,8 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 
+#[doc(hidden)]
+pub mod contract;
 pub mod embedded;
 pub mod etcd;
 
