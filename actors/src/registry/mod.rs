@@ -15,6 +15,8 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 
 pub mod actor;
+#[doc(hidden)]
+pub mod contract;
 pub mod embedded;
 pub mod etcd;
 pub mod session;

@@ -1,1 +1,251 @@
 //! The embedded registry: a server inside the binary that speaks etcd's v3 gRPC.
+//!
+//! It is for a cluster that does without etcd: one node (or a small process of its own) carries it, all others use it
+//! through the same [`super::etcd::EtcdBackend`] as a real etcd, and `etcdctl` works on it. It passes the same contract.
+//!
+//! What it promises: etcd's semantics of KV (multi-version), Lease and Watch, with etcd's codes and words; one writer at
+//! a time, so everything is linearizable; a lease never ends because the *server* slept. What it does **not**: survive
+//! its process (it is in memory, and says so by a new cluster id and by revisions that start at unix microseconds, so
+//! they keep rising over restarts), replicate, authenticate.
+//!
+//! ```text
+//! kv · leases · watch · status   the gRPC services
+//!          │ shared              one lock, the clock, the news
+//!          ▼
+//! ● store  txn  lease  watches  range  error       pure, told the time; a file can be put under `store::commit`
+//! ```
+//!
+//! Bounds: history by revisions and bytes ([`Limits`]); live bytes; a request by etcd's 1.5 MiB; a transaction by 128
+//! operations; leases and watches by number; responses under way per watch stream by 8. **A slow watcher** costs
+//! nothing: it reads from the history when it can, and when the history has moved past it, it is cancelled as compacted.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use etcd_client::proto::{
+    PbClusterServer, PbKvServer, PbLeaseServer, PbMaintenanceServer, PbWatchServer,
+};
+use futures_util::Stream;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
+use tonic::transport::server::{Connected, Router, TcpIncoming};
+
+mod convert;
+mod error;
+mod kv;
+mod lease;
+mod leases;
+mod range;
+mod shared;
+mod status;
+mod store;
+mod txn;
+mod watch;
+mod watches;
+
+pub use store::Limits;
+
+use shared::Shared;
+
+/// Requests may be this much larger than what is accepted, so that a refusal can be in etcd's words (etcd's
+/// `grpcOverheadBytes`).
+const GRPC_OVERHEAD: usize = 512 << 10;
+/// A client that says nothing for this long is pinged, and given up after as much again.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// Calls under way on one connection.
+const STREAMS_PER_CONNECTION: u32 = 4096;
+
+/// What an embedded registry starts from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The revision before the first write. Must be above all that an earlier life of this registry gave out.
+    pub start_revision: i64,
+    /// Tells this life of the registry from others; not 0.
+    pub cluster_id: u64,
+    /// How often a watch that asked for it is told that nothing happened.
+    pub progress: Duration,
+    /// Bounds of the store.
+    pub limits: Limits,
+}
+
+impl Config {
+    /// A new life: revisions from unix microseconds (milliseconds would fall behind above 1,000 writes a second), a random
+    /// cluster id, a progress notice every 5 s.
+    pub fn new_life() -> Self {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        let micros = since.map_or(1, |since| since.as_micros());
+        Self {
+            start_revision: i64::try_from(micros).unwrap_or(1),
+            cluster_id: rand::random::<u64>().max(1),
+            progress: Duration::from_secs(5),
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// An embedded registry that has its address but answers nobody yet.
+pub struct Server {
+    listener: TcpListener,
+    address: SocketAddr,
+    config: Config,
+}
+
+impl Server {
+    /// Takes the address; port 0 takes a free one.
+    ///
+    /// # Errors
+    /// The address cannot be taken.
+    pub async fn bind(addr: SocketAddr) -> io::Result<Self> {
+        Self::bind_with(addr, Config::new_life()).await
+    }
+
+    /// As [`Server::bind`], with a chosen start.
+    ///
+    /// # Errors
+    /// The address cannot be taken.
+    pub async fn bind_with(addr: SocketAddr, config: Config) -> io::Result<Self> {
+        let listener = TcpListener::bind(addr).await?;
+        let address = listener.local_addr()?;
+        Ok(Self {
+            listener,
+            address,
+            config,
+        })
+    }
+
+    /// Where it will answer.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Answers until `shutdown` is done; then ends all streams, lets the calls under way finish and returns. Dropped, it
+    /// stops too, without waiting.
+    ///
+    /// # Errors
+    /// The listener failed for good.
+    pub async fn serve(self, shutdown: impl Future<Output = ()> + Send) -> io::Result<()> {
+        let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
+        let service = Service::new(self.config, Some(self.address));
+        service.serve(incoming, shutdown).await
+    }
+
+    /// Serves in a task of its own until the handle is stopped or dropped. For tests, and for a node that carries the
+    /// registry beside its other work.
+    pub fn spawn(self) -> Running {
+        let address = self.address;
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let task = tokio::spawn(self.serve(async {
+            // A dropped handle stops the server as well.
+            stopped.await.ok();
+        }));
+        Running {
+            address,
+            stop: Some(stop),
+            task,
+        }
+    }
+}
+
+/// A server that runs in a task.
+pub struct Running {
+    address: SocketAddr,
+    stop: Option<tokio::sync::oneshot::Sender<()>>,
+    task: tokio::task::JoinHandle<io::Result<()>>,
+}
+
+impl Running {
+    /// Where it answers.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Ends it and waits until it has ended.
+    ///
+    /// # Errors
+    /// What ended it before, if anything.
+    pub async fn stop(mut self) -> io::Result<()> {
+        drop(self.stop.take());
+        match self.task.await {
+            Ok(served) => served,
+            Err(join) => Err(io::Error::other(join)),
+        }
+    }
+}
+
+/// The registry without a socket: for a transport other than TCP, such as a simulated network.
+pub struct Service {
+    shared: Arc<Shared>,
+    address: Option<SocketAddr>,
+}
+
+impl Service {
+    /// A new, empty store. `address` is what it tells clients that ask for its members.
+    pub fn new(config: Config, address: Option<SocketAddr>) -> Self {
+        let now = tokio::time::Instant::now().into_std();
+        let store = store::Store::new(config.start_revision, config.limits, now);
+        let shared = Shared::new(store, config.cluster_id, config.progress);
+        Self {
+            shared: Arc::new(shared),
+            address,
+        }
+    }
+
+    /// Serves what comes in until `shutdown`.
+    ///
+    /// # Errors
+    /// The source of connections failed for good.
+    pub async fn serve<I, C, E>(
+        self,
+        incoming: I,
+        shutdown: impl Future<Output = ()> + Send,
+    ) -> io::Result<()>
+    where
+        I: Stream<Item = Result<C, E>> + Send,
+        C: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+        C::ConnectInfo: Clone + Send + Sync + 'static,
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let shared = Arc::clone(&self.shared);
+        // Connections are tasks that outlive this future; when it is dropped, their streams end.
+        let _close_on_drop = CloseOnDrop(Arc::clone(&shared));
+        let ending = async {
+            shutdown.await;
+            shared.close();
+        };
+        let router = self.router();
+        tokio::select! {
+            biased;
+            served = router.serve_with_incoming_shutdown(incoming, ending) => served.map_err(io::Error::other),
+            () = self.shared.keep_time() => Ok(()),
+        }
+    }
+
+    fn router(&self) -> Router {
+        let limit = convert::MAX_REQUEST_BYTES + GRPC_OVERHEAD;
+        let shared = || Arc::clone(&self.shared);
+        let status = || status::StatusService {
+            shared: shared(),
+            address: self.address,
+        };
+        tonic::transport::Server::builder()
+            .max_concurrent_streams(STREAMS_PER_CONNECTION)
+            .http2_keepalive_interval(Some(KEEP_ALIVE))
+            .http2_keepalive_timeout(Some(KEEP_ALIVE))
+            .add_service(PbKvServer::new(kv::KvService(shared())).max_decoding_message_size(limit))
+            .add_service(PbLeaseServer::new(leases::LeaseService(shared())))
+            .add_service(PbWatchServer::new(watch::WatchService(shared())))
+            .add_service(PbMaintenanceServer::new(status()))
+            .add_service(PbClusterServer::new(status()))
+    }
+}
+
+struct CloseOnDrop(Arc<Shared>);
+
+impl Drop for CloseOnDrop {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}

@@ -1,0 +1,493 @@
+//! Requests on keys and what they answer. Pure.
+//!
+//! A request goes through three steps: `check` looks at the request alone (keys, limits, double writes), `plan` settles
+//! every comparison and checks what depends on the store (leases, revisions, room) before anything is written, and
+//! `apply` writes and cannot fail. So a refused transaction has changed nothing.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::error::Refusal;
+use super::range::KeyRange;
+use super::store::{Changes, Record, Store};
+
+/// etcd's bound on operations in one transaction.
+pub(crate) const MAX_OPS: usize = 128;
+
+/// Bound on all operations of a tree of transactions. etcd has none; the search for double writes is quadratic, so a
+/// request of a megabyte of nested deletes and puts could hold the store for seconds.
+pub(crate) const MAX_NESTED_OPS: usize = 16 * MAX_OPS;
+
+/// What a range is sorted by, and what a comparison looks at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Field {
+    Key,
+    Version,
+    Create,
+    Mod,
+    Value,
+}
+
+/// A read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Range {
+    pub(crate) keys: KeyRange,
+    /// 0 is no limit.
+    pub(crate) limit: usize,
+    /// 0 is the newest.
+    pub(crate) revision: i64,
+    pub(crate) sort_by: Field,
+    pub(crate) descending: bool,
+    pub(crate) keys_only: bool,
+    pub(crate) count_only: bool,
+    /// Least and greatest `mod_revision`; 0 is no bound.
+    pub(crate) modified: (i64, i64),
+    /// Least and greatest `create_revision`; 0 is no bound.
+    pub(crate) created: (i64, i64),
+}
+
+/// A write of one key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Put {
+    pub(crate) key: Bytes,
+    pub(crate) value: Bytes,
+    pub(crate) lease: i64,
+    pub(crate) prev_kv: bool,
+    pub(crate) ignore_value: bool,
+    pub(crate) ignore_lease: bool,
+}
+
+/// A deletion.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Delete {
+    pub(crate) keys: KeyRange,
+    pub(crate) prev_kv: bool,
+}
+
+/// One operation of a transaction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Op {
+    Range(Range),
+    Put(Put),
+    Delete(Delete),
+    Txn(Txn),
+}
+
+/// What a comparison expects.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Expected {
+    Version(i64),
+    Create(i64),
+    Mod(i64),
+    Value(Bytes),
+    Lease(i64),
+}
+
+/// How a comparison compares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Relation {
+    Equal,
+    Greater,
+    Less,
+    NotEqual,
+}
+
+/// A condition; over a range it must hold for every key, and an absent key counts as all zeroes, except that no
+/// comparison of a value holds for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Compare {
+    pub(crate) keys: KeyRange,
+    pub(crate) relation: Relation,
+    pub(crate) expected: Expected,
+}
+
+/// IF all `compare` THEN `success` ELSE `failure`.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub(crate) struct Txn {
+    pub(crate) compare: Vec<Compare>,
+    pub(crate) success: Vec<Op>,
+    pub(crate) failure: Vec<Op>,
+}
+
+/// Answer to a [`Range`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RangeResult {
+    pub(crate) revision: i64,
+    pub(crate) records: Vec<Arc<Record>>,
+    pub(crate) keys_only: bool,
+    pub(crate) more: bool,
+    pub(crate) count: usize,
+}
+
+/// Answer to one operation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Done {
+    Range(RangeResult),
+    Put {
+        revision: i64,
+        prev: Option<Arc<Record>>,
+    },
+    Delete {
+        revision: i64,
+        deleted: usize,
+        prev: Vec<Arc<Record>>,
+    },
+    Txn(TxnResult),
+}
+
+/// Answer to a [`Txn`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct TxnResult {
+    pub(crate) succeeded: bool,
+    pub(crate) done: Vec<Done>,
+}
+
+impl Store {
+    /// Does one read.
+    pub(crate) fn range(&self, range: &Range) -> Result<RangeResult, Refusal> {
+        check_range(range)?;
+        self.check_revision(range.revision)?;
+        Ok(self.read(range, self.revision()))
+    }
+
+    /// Does one transaction.
+    pub(crate) fn txn(&mut self, txn: Txn) -> Result<TxnResult, Refusal> {
+        check_txn(&txn, MAX_OPS)?;
+        if count_ops(&txn) > MAX_NESTED_OPS {
+            return Err(Refusal::TooManyOps);
+        }
+        check_double_writes(&txn.success)?;
+        check_double_writes(&txn.failure)?;
+        let plan = self.plan(txn);
+        let mut room = 0;
+        self.check_plan(&plan, &mut room)?;
+        if room > 0 && !self.has_room_for(room) {
+            return Err(Refusal::NoSpace);
+        }
+        let mut changes = Changes::default();
+        let result = self.apply(plan, &mut changes);
+        self.commit(changes);
+        Ok(result)
+    }
+
+    /// Does one write.
+    pub(crate) fn write_one(&mut self, op: Op) -> Result<Option<Done>, Refusal> {
+        let txn = Txn {
+            success: vec![op],
+            ..Txn::default()
+        };
+        Ok(self.txn(txn)?.done.pop())
+    }
+
+    fn read(&self, range: &Range, newest: i64) -> RangeResult {
+        let at = if range.revision > 0 {
+            range.revision
+        } else {
+            newest
+        };
+        let mut count = 0;
+        let mut records = Vec::new();
+        for record in self.alive(&range.keys, at) {
+            count += 1;
+            if range.wants(record) && !range.has_enough(records.len()) {
+                records.push(Arc::clone(record));
+            }
+        }
+        sort(&mut records, range.sort_by, range.descending);
+        let more = range.limit > 0 && records.len() > range.limit;
+        if more {
+            records.truncate(range.limit);
+        }
+        RangeResult {
+            revision: newest,
+            records,
+            keys_only: range.keys_only,
+            more,
+            count,
+        }
+    }
+
+    fn holds(&self, compare: &Compare) -> bool {
+        let mut found = self.alive(&compare.keys, self.revision()).peekable();
+        if found.peek().is_none() {
+            let absent = Record::default();
+            return !matches!(compare.expected, Expected::Value(_)) && compare.accepts(&absent);
+        }
+        found.all(|record| compare.accepts(record))
+    }
+
+    /// Settles every comparison, nested ones too, against the store as it is before the transaction.
+    fn plan(&self, txn: Txn) -> Plan {
+        let succeeded = txn.compare.iter().all(|compare| self.holds(compare));
+        let ops = if succeeded { txn.success } else { txn.failure };
+        let steps = ops
+            .into_iter()
+            .map(|op| match op {
+                Op::Range(range) => Step::Range(range),
+                Op::Put(put) => Step::Put(put),
+                Op::Delete(delete) => Step::Delete(delete),
+                Op::Txn(txn) => Step::Txn(self.plan(txn)),
+            })
+            .collect();
+        Plan { succeeded, steps }
+    }
+
+    fn check_plan(&self, plan: &Plan, room: &mut usize) -> Result<(), Refusal> {
+        for step in &plan.steps {
+            match step {
+                Step::Range(range) => self.check_revision(range.revision)?,
+                Step::Put(put) => {
+                    self.check_put(put)?;
+                    *room += put.key.len() + put.value.len();
+                }
+                Step::Delete(_) => {}
+                Step::Txn(plan) => self.check_plan(plan, room)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn check_put(&self, put: &Put) -> Result<(), Refusal> {
+        if (put.ignore_value || put.ignore_lease) && self.current(&put.key).is_none() {
+            return Err(Refusal::KeyNotFound);
+        }
+        if !self.has_lease(put.lease) {
+            return Err(Refusal::LeaseNotFound);
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, plan: Plan, changes: &mut Changes) -> TxnResult {
+        let done = plan
+            .steps
+            .into_iter()
+            .map(|step| match step {
+                Step::Range(range) => Done::Range(self.read(&range, self.newest(changes))),
+                Step::Put(put) => self.apply_put(put, changes),
+                Step::Delete(delete) => self.apply_delete(&delete, changes),
+                Step::Txn(plan) => Done::Txn(self.apply(plan, changes)),
+            })
+            .collect();
+        TxnResult {
+            succeeded: plan.succeeded,
+            done,
+        }
+    }
+
+    /// The revision a read inside a transaction sees: its own writes count.
+    fn newest(&self, changes: &Changes) -> i64 {
+        self.revision() + i64::from(!changes.is_empty())
+    }
+
+    fn apply_put(&mut self, put: Put, changes: &mut Changes) -> Done {
+        let prev = self.current(&put.key).cloned();
+        let (value, lease) = match &prev {
+            Some(old) => (
+                if put.ignore_value {
+                    old.value.clone()
+                } else {
+                    put.value
+                },
+                if put.ignore_lease {
+                    old.lease
+                } else {
+                    put.lease
+                },
+            ),
+            None => (put.value, put.lease),
+        };
+        self.put(put.key, value, lease, changes);
+        Done::Put {
+            revision: self.newest(changes),
+            prev: prev.filter(|_| put.prev_kv),
+        }
+    }
+
+    fn apply_delete(&mut self, delete: &Delete, changes: &mut Changes) -> Done {
+        let gone: Vec<Arc<Record>> = self
+            .alive(&delete.keys, self.newest(changes))
+            .cloned()
+            .collect();
+        for record in &gone {
+            self.delete(record.key.clone(), changes);
+        }
+        Done::Delete {
+            revision: self.newest(changes),
+            deleted: gone.len(),
+            prev: if delete.prev_kv { gone } else { Vec::new() },
+        }
+    }
+}
+
+struct Plan {
+    succeeded: bool,
+    steps: Vec<Step>,
+}
+
+enum Step {
+    Range(Range),
+    Put(Put),
+    Delete(Delete),
+    Txn(Plan),
+}
+
+impl Compare {
+    fn accepts(&self, record: &Record) -> bool {
+        let order = match &self.expected {
+            Expected::Version(n) => record.version.cmp(n),
+            Expected::Create(n) => record.create_revision.cmp(n),
+            Expected::Mod(n) => record.mod_revision.cmp(n),
+            Expected::Lease(n) => record.lease.cmp(n),
+            Expected::Value(v) => record.value.cmp(v),
+        };
+        match self.relation {
+            Relation::Equal => order.is_eq(),
+            Relation::Greater => order.is_gt(),
+            Relation::Less => order.is_lt(),
+            Relation::NotEqual => order.is_ne(),
+        }
+    }
+}
+
+impl Range {
+    fn wants(&self, record: &Record) -> bool {
+        !self.count_only
+            && within(record.mod_revision, self.modified)
+            && within(record.create_revision, self.created)
+    }
+
+    /// Whether `found` records and one that tells "there are more" will do; not so when they are still to be sorted.
+    fn has_enough(&self, found: usize) -> bool {
+        let in_order = self.sort_by == Field::Key && !self.descending;
+        in_order && self.limit > 0 && found > self.limit
+    }
+}
+
+fn within(revision: i64, (least, greatest): (i64, i64)) -> bool {
+    (least == 0 || revision >= least) && (greatest == 0 || revision <= greatest)
+}
+
+fn sort(records: &mut [Arc<Record>], by: Field, descending: bool) {
+    match by {
+        Field::Key => {} // they come in this order
+        Field::Version => records.sort_by_key(|r| r.version),
+        Field::Create => records.sort_by_key(|r| r.create_revision),
+        Field::Mod => records.sort_by_key(|r| r.mod_revision),
+        Field::Value => records.sort_by(|a, b| a.value.cmp(&b.value)),
+    }
+    if descending {
+        records.reverse();
+    }
+}
+
+fn check_range(range: &Range) -> Result<(), Refusal> {
+    check_key(range.keys.from())
+}
+
+fn check_key(key: &Bytes) -> Result<(), Refusal> {
+    if key.is_empty() {
+        return Err(Refusal::EmptyKey);
+    }
+    Ok(())
+}
+
+fn check_put_request(put: &Put) -> Result<(), Refusal> {
+    check_key(&put.key)?;
+    if put.ignore_value && !put.value.is_empty() {
+        return Err(Refusal::ValueProvided);
+    }
+    if put.ignore_lease && put.lease != 0 {
+        return Err(Refusal::LeaseProvided);
+    }
+    Ok(())
+}
+
+/// `budget` operations are left at this depth; a nested transaction has what its parent leaves over, so depth is bounded too.
+fn check_txn(txn: &Txn, budget: usize) -> Result<(), Refusal> {
+    let ops = [&txn.success, &txn.failure];
+    let most = ops.iter().map(|ops| ops.len()).max().unwrap_or(0);
+    let used = most.max(txn.compare.len());
+    let left = budget.checked_sub(used).ok_or(Refusal::TooManyOps)?;
+    for compare in &txn.compare {
+        check_key(compare.keys.from())?;
+    }
+    for op in ops.into_iter().flatten() {
+        match op {
+            Op::Range(range) => check_range(range)?,
+            Op::Put(put) => check_put_request(put)?,
+            Op::Delete(delete) => check_key(delete.keys.from())?,
+            Op::Txn(txn) => check_txn(txn, left)?,
+        }
+    }
+    Ok(())
+}
+
+fn count_ops(txn: &Txn) -> usize {
+    let ops = txn.success.iter().chain(&txn.failure);
+    ops.map(|op| match op {
+        Op::Txn(txn) => 1 + count_ops(txn),
+        _ => 1,
+    })
+    .sum()
+}
+
+#[derive(Default)]
+struct Writes<'a> {
+    puts: BTreeSet<&'a [u8]>,
+    deletes: Vec<&'a KeyRange>,
+}
+
+impl Writes<'_> {
+    fn deletes(&self, key: &[u8]) -> bool {
+        self.deletes.iter().any(|range| range.contains(key))
+    }
+}
+
+/// Refuses a list of operations that would put one key twice, or put and delete it, however deep they are nested. The two
+/// branches of a nested transaction exclude each other. Stricter than etcd in one corner: a delete in a later nested
+/// transaction of what an earlier one puts, which etcd overlooks, is refused too, because here a key has one record
+/// per revision.
+fn check_double_writes(ops: &[Op]) -> Result<Writes<'_>, Refusal> {
+    let mut all = Writes::default();
+    for op in ops {
+        if let Op::Delete(delete) = op {
+            all.deletes.push(&delete.keys);
+        }
+    }
+    for op in ops {
+        if let Op::Txn(txn) = op {
+            let then = check_double_writes(&txn.success)?;
+            let otherwise = check_double_writes(&txn.failure)?;
+            add_branch(&mut all, then, otherwise)?;
+        }
+    }
+    for op in ops {
+        if let Op::Put(put) = op {
+            add_put(&mut all, &put.key)?;
+        }
+    }
+    Ok(all)
+}
+
+fn add_branch<'a>(all: &mut Writes<'a>, a: Writes<'a>, b: Writes<'a>) -> Result<(), Refusal> {
+    let deletes: Vec<&KeyRange> = a.deletes.into_iter().chain(b.deletes).collect();
+    let overlooked = |range: &&KeyRange| all.puts.iter().any(|key| range.contains(key));
+    if deletes.iter().any(overlooked) {
+        return Err(Refusal::DuplicateKey);
+    }
+    let puts: BTreeSet<&[u8]> = a.puts.union(&b.puts).copied().collect();
+    for key in puts {
+        add_put(all, key)?;
+    }
+    all.deletes.extend(deletes);
+    Ok(())
+}
+
+fn add_put<'a>(all: &mut Writes<'a>, key: &'a [u8]) -> Result<(), Refusal> {
+    if all.deletes(key) || !all.puts.insert(key) {
+        return Err(Refusal::DuplicateKey);
+    }
+    Ok(())
+}
