@@ -26,7 +26,11 @@ const NAT: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 2, 15));
 ///
 /// # Errors
 /// In words, naming the key: nothing fits.
-pub fn choose(node: &NodeSettings, port: u16, interfaces: &[(String, IpAddr)]) -> Result<Advertised, String> {
+pub fn choose(
+    node: &NodeSettings,
+    port: u16,
+    interfaces: &[(String, IpAddr)],
+) -> Result<Advertised, String> {
     if let Some(told) = &node.advertise {
         return parse(told, port);
     }
@@ -47,7 +51,10 @@ pub fn choose(node: &NodeSettings, port: u16, interfaces: &[(String, IpAddr)]) -
     }
     let asked = node.interface.is_some() || node.advertise_cidr.is_some();
     if asked && fitting.is_empty() {
-        let have: Vec<String> = interfaces.iter().map(|(n, ip)| format!("{n} {ip}")).collect();
+        let have: Vec<String> = interfaces
+            .iter()
+            .map(|(n, ip)| format!("{n} {ip}"))
+            .collect();
         return Err(format!(
             "no address fits node.interface = {:?}, node.advertise_cidr = {:?}; this machine has {}",
             node.interface.as_deref().unwrap_or(""),
@@ -81,7 +88,9 @@ fn plain(ip: IpAddr, port: u16) -> Advertised {
 
 fn parse(told: &str, port: u16) -> Result<Advertised, String> {
     let bad = || {
-        format!("node.advertise = {told:?} must be a host or host:port, such as \"10.0.0.7\", \"[fd00::7]:22222\" or \"node-a.lan\"")
+        format!(
+            "node.advertise = {told:?} must be a host or host:port, such as \"10.0.0.7\", \"[fd00::7]:22222\" or \"node-a.lan\""
+        )
     };
     if let Ok(address) = told.parse::<SocketAddr>() {
         return Ok(plain(address.ip(), address.port()));
@@ -113,7 +122,8 @@ fn is_link_local(ip: IpAddr) -> bool {
 
 /// Whether `ip` is within `network/prefix`.
 fn contains(cidr: &str, ip: IpAddr) -> Result<bool, String> {
-    let bad = || format!("node.advertise_cidr = {cidr:?} must be a network, such as \"192.168.56.0/24\"");
+    let bad =
+        || format!("node.advertise_cidr = {cidr:?} must be a network, such as \"192.168.56.0/24\"");
     let (network, prefix) = cidr.split_once('/').ok_or_else(bad)?;
     let network: IpAddr = network.parse().map_err(|_| bad())?;
     let prefix: u32 = prefix.parse().map_err(|_| bad())?;
@@ -136,7 +146,11 @@ mod tests {
 
     fn node(pairs: &[(&str, &str)]) -> NodeSettings {
         let values = pairs.iter().map(|(k, v)| {
-            ((*k).to_owned(), toml::Value::String((*v).to_owned()), "--set".to_owned())
+            (
+                (*k).to_owned(),
+                toml::Value::String((*v).to_owned()),
+                "--set".to_owned(),
+            )
         });
         let told = Told {
             file: Some("/dev/null".into()),
@@ -146,9 +160,14 @@ mod tests {
     }
 
     fn guest() -> Vec<(String, IpAddr)> {
-        [("lo", "127.0.0.1"), ("eth0", "10.0.2.15"), ("eth1", "192.168.56.11"), ("eth1", "fe80::1")]
-            .map(|(n, ip)| (n.to_owned(), ip.parse().unwrap()))
-            .to_vec()
+        [
+            ("lo", "127.0.0.1"),
+            ("eth0", "10.0.2.15"),
+            ("eth1", "192.168.56.11"),
+            ("eth1", "fe80::1"),
+        ]
+        .map(|(n, ip)| (n.to_owned(), ip.parse().unwrap()))
+        .to_vec()
     }
 
     #[test]
@@ -159,10 +178,17 @@ mod tests {
             (&[("node.advertise", "[fd00::7]:9")], "fd00::7"),
             (&[("node.bind", "127.0.0.1:1")], "127.0.0.1"),
             (&[("node.interface", "eth0")], "10.0.2.15"),
-            (&[("node.advertise_cidr", "192.168.0.0/16")], "192.168.56.11"),
+            (
+                &[("node.advertise_cidr", "192.168.0.0/16")],
+                "192.168.56.11",
+            ),
         ];
         for (pairs, host) in cases {
-            assert_eq!(choose(&node(pairs), 22222, &guest()).unwrap().host, *host, "{pairs:?}");
+            assert_eq!(
+                choose(&node(pairs), 22222, &guest()).unwrap().host,
+                *host,
+                "{pairs:?}"
+            );
         }
     }
 
@@ -176,7 +202,11 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_said_in_words() {
-        for (key, value) in [("node.interface", "eth9"), ("node.advertise_cidr", "10.0.0.0/33"), ("node.advertise", "a b")] {
+        for (key, value) in [
+            ("node.interface", "eth9"),
+            ("node.advertise_cidr", "10.0.0.0/33"),
+            ("node.advertise", "a b"),
+        ] {
             let err = choose(&node(&[(key, value)]), 1, &guest()).unwrap_err();
             assert!(err.contains(key) && err.contains(value), "{err}");
         }

@@ -16,16 +16,33 @@ use crate::logging::Format;
 #[command(name = "troupe", version, max_term_width = 110)]
 pub struct Cli {
     /// The node to ask; any node answers for the cluster.
-    #[arg(long, global = true, env = "TROUPE_API", default_value = "http://127.0.0.1:22223", value_name = "URL")]
+    #[arg(
+        long,
+        global = true,
+        env = "TROUPE_API",
+        default_value = "http://127.0.0.1:22223",
+        value_name = "URL"
+    )]
     pub api: String,
     /// One JSON value (or one a line when following) instead of a table.
     #[arg(long, global = true)]
     pub json: bool,
     /// Lines of log: text on a terminal, JSON otherwise.
-    #[arg(long, global = true, env = "TROUPE_LOG_FORMAT", value_name = "json|text")]
+    #[arg(
+        long,
+        global = true,
+        env = "TROUPE_LOG_FORMAT",
+        value_name = "json|text"
+    )]
     pub log_format: Option<Format>,
     /// Least level that is logged.
-    #[arg(long, global = true, env = "TROUPE_LOG_LEVEL", default_value = "info", value_name = "LEVEL")]
+    #[arg(
+        long,
+        global = true,
+        env = "TROUPE_LOG_LEVEL",
+        default_value = "info",
+        value_name = "LEVEL"
+    )]
     pub log_level: LevelFilter,
     /// What to do.
     #[command(subcommand)]
@@ -35,11 +52,12 @@ pub struct Cli {
 impl Cli {
     /// JSON or text, as told or as fits stdout.
     pub fn format(&self) -> Format {
-        self.log_format.unwrap_or(if std::io::stdout().is_terminal() {
-            Format::Text
-        } else {
-            Format::Json
-        })
+        self.log_format
+            .unwrap_or(if std::io::stdout().is_terminal() {
+                Format::Text
+            } else {
+                Format::Json
+            })
     }
 }
 
@@ -346,7 +364,8 @@ impl SettingArgs {
         };
         for set in &self.sets {
             let (key, value) = pair(set)?;
-            told.values.push((key, Value::String(value), "--set".to_owned()));
+            told.values
+                .push((key, Value::String(value), "--set".to_owned()));
         }
         Ok(told)
     }
@@ -366,7 +385,11 @@ impl RunArgs {
         ];
         for (key, value, flag) in texts {
             if let Some(value) = value {
-                told.values.push((key.to_owned(), Value::String(value.clone()), flag.to_owned()));
+                told.values.push((
+                    key.to_owned(),
+                    Value::String(value.clone()),
+                    flag.to_owned(),
+                ));
             }
         }
         let mut flag = |key: &str, value: Value, flag: &str| {
@@ -376,7 +399,11 @@ impl RunArgs {
             flag("discovery.weight", Value::Integer(weight), "--weight");
         }
         if self.not_eligible {
-            flag("discovery.eligible", Value::Boolean(false), "--not-eligible");
+            flag(
+                "discovery.eligible",
+                Value::Boolean(false),
+                "--not-eligible",
+            );
         }
         if self.no_worker {
             flag("worker.enabled", Value::Boolean(false), "--no-worker");

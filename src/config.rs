@@ -268,9 +268,7 @@ keys! {
 
 /// How values are read from TOML or text, and shown.
 mod kind {
-    use super::{
-        BTreeMap, BalancerKind, Duration, MasterWorks, SocketAddr, Value,
-    };
+    use super::{BTreeMap, BalancerKind, Duration, MasterWorks, SocketAddr, Value};
 
     macro_rules! kind {
         ($name:ident -> $type:ty, |$value:ident $(, $arg:ident: $argtype:ty)*| $read:expr, |$shown:ident| $show:expr) => {
@@ -325,15 +323,15 @@ mod kind {
         |v| super::address::read(v).map(Some),
         |a| a.map_or_else(|| "\"\"".to_owned(), |a| quoted(&a.to_string())));
     kind!(table -> BTreeMap<String, String>,
-        |v| {
-            let rule = || "a table of texts, such as { disk = \"ssd\" }".to_owned();
-            let table = v.as_table().ok_or_else(rule)?;
-            table.iter().map(|(k, v)| Ok((k.clone(), v.as_str().ok_or_else(rule)?.to_owned()))).collect()
-        },
-        |t| {
-            let pairs: Vec<String> = t.iter().map(|(k, v)| format!("{} = {}", quoted(k), quoted(v))).collect();
-            format!("{{ {} }}", pairs.join(", "))
-        });
+    |v| {
+        let rule = || "a table of texts, such as { disk = \"ssd\" }".to_owned();
+        let table = v.as_table().ok_or_else(rule)?;
+        table.iter().map(|(k, v)| Ok((k.clone(), v.as_str().ok_or_else(rule)?.to_owned()))).collect()
+    },
+    |t| {
+        let pairs: Vec<String> = t.iter().map(|(k, v)| format!("{} = {}", quoted(k), quoted(v))).collect();
+        format!("{{ {} }}", pairs.join(", "))
+    });
     kind!(urls -> Vec<String>,
         |v| {
             let rule = || "a list of http(s) URLs, such as [\"http://10.0.0.5:2379\"]".to_owned();
@@ -392,13 +390,21 @@ pub struct Told {
 }
 
 /// Environment variables that are no settings of a node.
-const OTHER_VARIABLES: [&str; 4] = ["TROUPE_API", "TROUPE_CONFIG", "TROUPE_LOG_FORMAT", "TROUPE_LOG_LEVEL"];
+const OTHER_VARIABLES: [&str; 4] = [
+    "TROUPE_API",
+    "TROUPE_CONFIG",
+    "TROUPE_LOG_FORMAT",
+    "TROUPE_LOG_LEVEL",
+];
 
 /// Reads every layer and checks every rule.
 ///
 /// # Errors
 /// The first thing that is wrong, with where it stands.
-pub fn load(told: &Told, env: impl Iterator<Item = (String, String)>) -> Result<Config, ConfigError> {
+pub fn load(
+    told: &Told,
+    env: impl Iterator<Item = (String, String)>,
+) -> Result<Config, ConfigError> {
     let mut config = Config::defaults();
     let named = told.file.clone();
     let here = PathBuf::from("config.toml");
@@ -450,8 +456,15 @@ fn line_of(text: &str, key: &str) -> usize {
         if let Some(header) = line.strip_prefix('[').and_then(|l| l.split(']').next()) {
             current = header.trim().to_owned();
         }
-        let set = line.split('=').next().unwrap_or("").trim().trim_matches('"');
-        if (current == section && set == name && line.contains('=')) || (current == key && line.starts_with('[')) {
+        let set = line
+            .split('=')
+            .next()
+            .unwrap_or("")
+            .trim()
+            .trim_matches('"');
+        if (current == section && set == name && line.contains('='))
+            || (current == key && line.starts_with('['))
+        {
             return n + 1;
         }
     }
@@ -462,8 +475,9 @@ fn read_environment(
     config: &mut Config,
     env: impl Iterator<Item = (String, String)>,
 ) -> Result<(), ConfigError> {
-    let mut set_here: Vec<(String, String)> =
-        env.filter(|(name, _)| name.starts_with("TROUPE_")).collect();
+    let mut set_here: Vec<(String, String)> = env
+        .filter(|(name, _)| name.starts_with("TROUPE_"))
+        .collect();
     set_here.sort();
     for (name, value) in set_here {
         if OTHER_VARIABLES.contains(&name.as_str()) || name.starts_with("TROUPE_TEST_") {
@@ -513,7 +527,11 @@ fn nearest(key: &str) -> Option<&'static str> {
         let ends = |k: &&Key| k.name.rsplit('.').next() == Some(last);
         KEYS.iter().find(ends).map(|k| k.name)
     };
-    if best.0 <= 3 { Some(best.1) } else { same_end() }
+    if best.0 <= 3 {
+        Some(best.1)
+    } else {
+        same_end()
+    }
 }
 
 /// Levenshtein's distance.
@@ -614,9 +632,13 @@ mod tests {
     use super::*;
 
     fn with(pairs: &[(&str, &str)]) -> Result<Config, String> {
-        let values = pairs
-            .iter()
-            .map(|(k, v)| ((*k).to_owned(), Value::String((*v).to_owned()), "--set".to_owned()));
+        let values = pairs.iter().map(|(k, v)| {
+            (
+                (*k).to_owned(),
+                Value::String((*v).to_owned()),
+                "--set".to_owned(),
+            )
+        });
         let told = Told {
             file: Some(PathBuf::from("/dev/null")),
             values: values.collect(),
@@ -640,13 +662,38 @@ mod tests {
     #[test]
     fn every_error_names_where_key_value_and_rule() {
         let cases = [
-            (("discovery.hartbeat", "1s"), vec!["--set", "discovery.hartbeat", "did you mean `discovery.heartbeat`"]),
-            (("discovery.heartbeat", "250"), vec!["flag --set", "discovery.heartbeat", "\"250\"", "a duration with a unit"]),
-            (("discovery.heartbeat", "400ms"), vec!["3 × discovery.heartbeat", "discovery.suspect_floor", "default"]),
+            (
+                ("discovery.hartbeat", "1s"),
+                vec![
+                    "--set",
+                    "discovery.hartbeat",
+                    "did you mean `discovery.heartbeat`",
+                ],
+            ),
+            (
+                ("discovery.heartbeat", "250"),
+                vec![
+                    "flag --set",
+                    "discovery.heartbeat",
+                    "\"250\"",
+                    "a duration with a unit",
+                ],
+            ),
+            (
+                ("discovery.heartbeat", "400ms"),
+                vec![
+                    "3 × discovery.heartbeat",
+                    "discovery.suspect_floor",
+                    "default",
+                ],
+            ),
             (("registry.ttl", "1s"), vec!["registry.ttl", "from 2s"]),
             (("registry.renew", "100s"), vec!["half of registry.ttl"]),
             (("master.balancer", "best"), vec!["\"two-choices\""]),
-            (("generator.min", "99"), vec!["generator.max must not be below"]),
+            (
+                ("generator.min", "99"),
+                vec!["generator.max must not be below"],
+            ),
         ];
         for ((key, value), words) in cases {
             let err = with(&[(key, value)]).unwrap_err();
@@ -663,7 +710,11 @@ mod tests {
         std::fs::write(&path, "cluster = \"file\"\n[generator]\nmin = 1\nmax = 2\n").unwrap();
         let told = Told {
             file: Some(path.clone()),
-            values: vec![("generator.max".to_owned(), Value::String("9".to_owned()), "--set".to_owned())],
+            values: vec![(
+                "generator.max".to_owned(),
+                Value::String("9".to_owned()),
+                "--set".to_owned(),
+            )],
         };
         let env = [
             ("TROUPE_GENERATOR_MIN".to_owned(), "3".to_owned()),
@@ -672,8 +723,16 @@ mod tests {
         let config = load(&told, env.into_iter()).unwrap();
         assert_eq!((config.generator.min, config.generator.max), (3, 9));
         assert_eq!(config.origin("cluster"), Origin::File(path, 1));
-        let unknown = load(&told, [("TROUPE_GENERATR_MIN".to_owned(), "1".to_owned())].into_iter());
-        assert!(unknown.unwrap_err().to_string().contains("TROUPE_GENERATR_MIN"));
+        let unknown = load(
+            &told,
+            [("TROUPE_GENERATR_MIN".to_owned(), "1".to_owned())].into_iter(),
+        );
+        assert!(
+            unknown
+                .unwrap_err()
+                .to_string()
+                .contains("TROUPE_GENERATR_MIN")
+        );
     }
 
     #[test]

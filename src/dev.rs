@@ -28,7 +28,9 @@ const PORTS_TO_TRY: u16 = 100;
 /// Runs until told to stop or until every node is gone; answers the exit code.
 pub async fn run(args: DevArgs, format: Format, colour: bool) -> u8 {
     if args.data_dir.is_some() {
-        eprintln!("troupe dev: --data-dir: the embedded registry keeps its data in memory so far; leave the flag out");
+        eprintln!(
+            "troupe dev: --data-dir: the embedded registry keeps its data in memory so far; leave the flag out"
+        );
         return 78;
     }
     let binary = match std::env::current_exe() {
@@ -44,7 +46,10 @@ pub async fn run(args: DevArgs, format: Format, colour: bool) -> u8 {
         None => match free_registry_port(args.registry_port, &printer) {
             Some(port) => Some(port),
             None => {
-                eprintln!("troupe dev: no free port for the registry from {} on", args.registry_port);
+                eprintln!(
+                    "troupe dev: no free port for the registry from {} on",
+                    args.registry_port
+                );
                 return 1;
             }
         },
@@ -62,7 +67,11 @@ fn free_registry_port(wanted: u16, printer: &Printer) -> Option<u16> {
     let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
     let found = (wanted..wanted.saturating_add(PORTS_TO_TRY)).find(free)?;
     if found != wanted {
-        printer.say("dev.registry_port", &format!("port {wanted} is taken, the registry listens on {found}"), &[]);
+        printer.say(
+            "dev.registry_port",
+            &format!("port {wanted} is taken, the registry listens on {found}"),
+            &[],
+        );
     }
     Some(found)
 }
@@ -95,7 +104,12 @@ impl Launcher {
             self.spawn(0, &words.map(str::to_owned), &ended, &mut pids);
         }
         for index in 1..=self.args.nodes {
-            self.spawn(index, &self.node_args(index, &registry_url), &ended, &mut pids);
+            self.spawn(
+                index,
+                &self.node_args(index, &registry_url),
+                &ended,
+                &mut pids,
+            );
         }
         let apis: Vec<Value> = (1..=self.args.nodes)
             .map(|i| format!("http://127.0.0.1:{}", self.port(i) + 1).into())
@@ -103,9 +117,15 @@ impl Launcher {
         self.printer.say(
             "dev.started",
             "a local cluster; Ctrl-C drains it",
-            &[("api", Value::Array(apis)), ("registry", registry_url.clone().into())],
+            &[
+                ("api", Value::Array(apis)),
+                ("registry", registry_url.clone().into()),
+            ],
         );
-        let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        let (Ok(mut term), Ok(mut int)) = (
+            signal(SignalKind::terminate()),
+            signal(SignalKind::interrupt()),
+        ) else {
             eprintln!("troupe dev: cannot listen for signals");
             return 1;
         };
@@ -134,7 +154,8 @@ impl Launcher {
                 }
             }
         }
-        self.printer.say("dev.stopped", "everything is stopped", &[]);
+        self.printer
+            .say("dev.stopped", "everything is stopped", &[]);
         self.printer.finish().await;
         u8::from(failed && !stopping)
     }
@@ -149,16 +170,32 @@ impl Launcher {
             .map(str::to_owned)
             .to_vec();
         words.extend(["--bind".to_owned(), format!("127.0.0.1:{port}")]);
-        words.extend(["--admin".to_owned(), format!("127.0.0.1:{}", port.saturating_add(1))]);
-        let fast = ["generator.every=200ms", "worker.delay_min=10ms", "worker.delay_max=150ms"];
-        let fast = fast.iter().filter(|_| self.args.fast).map(|s| (*s).to_owned());
+        words.extend([
+            "--admin".to_owned(),
+            format!("127.0.0.1:{}", port.saturating_add(1)),
+        ]);
+        let fast = [
+            "generator.every=200ms",
+            "worker.delay_min=10ms",
+            "worker.delay_max=150ms",
+        ];
+        let fast = fast
+            .iter()
+            .filter(|_| self.args.fast)
+            .map(|s| (*s).to_owned());
         for set in fast.chain(self.args.sets.iter().cloned()) {
             words.extend(["--set".to_owned(), set]);
         }
         words
     }
 
-    fn spawn(&self, index: u16, words: &[String], ended: &mpsc::UnboundedSender<Ended>, pids: &mut Vec<(u16, Pid)>) {
+    fn spawn(
+        &self,
+        index: u16,
+        words: &[String],
+        ended: &mpsc::UnboundedSender<Ended>,
+        pids: &mut Vec<(u16, Pid)>,
+    ) {
         let child = Command::new(&self.binary)
             .args(["--log-format", "json"])
             .args(words)
@@ -171,14 +208,23 @@ impl Launcher {
         let mut child = match child {
             Ok(child) => child,
             Err(err) => {
-                ended.send(Ended { index, status: Err(err) }).ok();
+                ended
+                    .send(Ended {
+                        index,
+                        status: Err(err),
+                    })
+                    .ok();
                 return;
             }
         };
         if let Some(pid) = child.id().and_then(|id| Pid::from_raw(id as i32)) {
             pids.push((index, pid));
         }
-        let label = if index == 0 { "registry".to_owned() } else { format!("node {index}") };
+        let label = if index == 0 {
+            "registry".to_owned()
+        } else {
+            format!("node {index}")
+        };
         self.read(child.stdout.take(), &label);
         self.read(child.stderr.take(), &label);
         let ended = ended.clone();
@@ -203,7 +249,8 @@ impl Launcher {
             self.printer.say("dev.killing", "stopping at once", &[]);
             signal_all(pids, Signal::KILL);
         } else {
-            self.printer.say("dev.stopping", "draining; once more stops at once", &[]);
+            self.printer
+                .say("dev.stopping", "draining; once more stops at once", &[]);
             signal_all(if nodes.is_empty() { pids } else { &nodes }, Signal::TERM);
         }
         true
@@ -211,16 +258,23 @@ impl Launcher {
 
     /// Says how a child ended; answers whether that is a failure of its own.
     fn ended(&self, end: &Ended, stopping: bool) -> bool {
-        let who = if end.index == 0 { "the registry".to_owned() } else { format!("node {}", end.index) };
+        let who = if end.index == 0 {
+            "the registry".to_owned()
+        } else {
+            format!("node {}", end.index)
+        };
         let how = match &end.status {
             Ok(status) => status.to_string(),
             Err(err) => err.to_string(),
         };
         let clean = end.status.as_ref().is_ok_and(ExitStatus::success);
         if !(clean && stopping) {
-            self.printer.say("dev.node_exited", &format!("{who} ended: {how}"), &[]);
+            self.printer
+                .say("dev.node_exited", &format!("{who} ended: {how}"), &[]);
         }
-        end.status.as_ref().map_or(true, |s| s.code().is_some_and(|c| c != 0))
+        end.status
+            .as_ref()
+            .map_or(true, |s| s.code().is_some_and(|c| c != 0))
     }
 }
 
@@ -270,7 +324,11 @@ impl Printer {
     }
 
     fn push(&self, line: String) {
-        let mut waiting = self.shared.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self
+            .shared
+            .waiting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if waiting.lines.len() == MAX_LINES {
             waiting.lines.pop_front();
             waiting.dropped += 1;
@@ -296,12 +354,18 @@ impl Printer {
     async fn finish(&self) {
         let done = self.shared.done.notified();
         {
-            let mut waiting = self.shared.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut waiting = self
+                .shared
+                .waiting
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             waiting.finished = true;
             self.shared.more.notify_one();
         }
         // A reader that does not read must not keep the launcher.
-        tokio::time::timeout(Duration::from_secs(1), done).await.ok();
+        tokio::time::timeout(Duration::from_secs(1), done)
+            .await
+            .ok();
         let _ = self.format;
     }
 }
@@ -309,7 +373,13 @@ impl Printer {
 fn plain(node: &str, event: &str, msg: &str, more: &[(&str, Value)]) -> String {
     let mut fields = Map::new();
     fields.insert("ts".to_owned(), logging::now().into());
-    for (key, value) in [("level", "info"), ("event", event), ("node", node), ("actor", "dev"), ("msg", msg)] {
+    for (key, value) in [
+        ("level", "info"),
+        ("event", event),
+        ("node", node),
+        ("actor", "dev"),
+        ("msg", msg),
+    ] {
         fields.insert(key.to_owned(), value.into());
     }
     for (key, value) in more {
@@ -322,9 +392,15 @@ fn print(shared: &Shared, format: Format, colour: bool) {
     use std::io::Write;
     loop {
         let (lines, dropped, finished) = {
-            let mut waiting = shared.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut waiting = shared
+                .waiting
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             while waiting.lines.is_empty() && !waiting.finished {
-                waiting = shared.more.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+                waiting = shared
+                    .more
+                    .wait(waiting)
+                    .unwrap_or_else(PoisonError::into_inner);
             }
             (
                 std::mem::take(&mut waiting.lines),
@@ -334,7 +410,12 @@ fn print(shared: &Shared, format: Format, colour: bool) {
         };
         let mut out = std::io::stdout().lock();
         let dropped = (dropped > 0).then(|| {
-            plain("dev", "dev.lines_dropped", &format!("{dropped} lines were not read in time"), &[])
+            plain(
+                "dev",
+                "dev.lines_dropped",
+                &format!("{dropped} lines were not read in time"),
+                &[],
+            )
         });
         for line in dropped.into_iter().chain(lines) {
             let shown = match (format, serde_json::from_str::<Map<String, Value>>(&line)) {

@@ -38,7 +38,20 @@ pub fn start(format: Format, level: LevelFilter, colour: bool, events: EventLog)
     }
     let mut builder = env_logger::Builder::new();
     builder.filter_level(LevelFilter::Warn);
-    for ours in ["troupe", "troupe_actors", "registry", "discovery", "transport", "master", "worker", "admin", "node", "supervisor", "job", "dev"] {
+    for ours in [
+        "troupe",
+        "troupe_actors",
+        "registry",
+        "discovery",
+        "transport",
+        "master",
+        "worker",
+        "admin",
+        "node",
+        "supervisor",
+        "job",
+        "dev",
+    ] {
         builder.filter_module(ours, level);
     }
     builder.parse_default_env();
@@ -99,7 +112,10 @@ impl<'kvs> VisitSource<'kvs> for Fields {
 fn fields(record: &Record<'_>) -> Map<String, Json> {
     let mut map = Map::new();
     map.insert("ts".to_owned(), now().into());
-    map.insert("level".to_owned(), record.level().as_str().to_lowercase().into());
+    map.insert(
+        "level".to_owned(),
+        record.level().as_str().to_lowercase().into(),
+    );
     map.insert("event".to_owned(), "log".into());
     if let Some((name, id)) = NODE.read().ok().as_deref().and_then(Option::as_ref) {
         map.insert("node".to_owned(), name.as_str().into());
@@ -160,7 +176,10 @@ pub fn text(fields: &Map<String, Json>, colour: bool) -> String {
         get("msg"),
     );
     const FIXED: [&str; 7] = ["ts", "level", "event", "node", "node_id", "actor", "msg"];
-    for (key, value) in fields.iter().filter(|(key, _)| !FIXED.contains(&key.as_str())) {
+    for (key, value) in fields
+        .iter()
+        .filter(|(key, _)| !FIXED.contains(&key.as_str()))
+    {
         let shown = match value {
             Json::String(text) => text.clone(),
             other => other.to_string(),
@@ -183,7 +202,11 @@ mod tests {
 
     #[test]
     fn key_values_keep_their_types_and_go_before_fixed_fields() {
-        let kvs = [("event", Value::from("task.finished")), ("n", Value::from(3)), ("actor", Value::from("worker"))];
+        let kvs = [
+            ("event", Value::from("task.finished")),
+            ("n", Value::from(3)),
+            ("actor", Value::from("worker")),
+        ];
         let record = Record::builder()
             .args(format_args!("done"))
             .level(Level::Info)
@@ -195,6 +218,9 @@ mod tests {
         assert_eq!(fields["n"], 3);
         assert_eq!(fields["actor"], "worker");
         let line = text(&fields, false);
-        assert!(line.contains("task.finished") && line.ends_with("n=3"), "{line}");
+        assert!(
+            line.contains("task.finished") && line.ends_with("n=3"),
+            "{line}"
+        );
     }
 }

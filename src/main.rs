@@ -119,7 +119,11 @@ fn show_config(config: &Config, origin: bool, json: bool) {
         }
         // TOML has no absent value: what is not set is shown as a comment.
         let mark = if value == "\"\"" { "# " } else { "" };
-        let from = if origin { format!("  # {from}") } else { String::new() };
+        let from = if origin {
+            format!("  # {from}")
+        } else {
+            String::new()
+        };
         client::say(&format!("{mark}{name} = {value}{from}"));
     }
 }

@@ -14,8 +14,7 @@ use actix::Addr;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::timeout;
-use troupe_actors::admin::actor::AdminActor;
-use troupe_actors::admin::{ActorView, Actors, AdminSeed};
+use troupe_actors::admin::AdminActor;
 use troupe_actors::cluster::{Fence, Identity, Registration};
 use troupe_actors::discovery::Retire;
 use troupe_actors::discovery::actor::{
@@ -33,8 +32,8 @@ use troupe_actors::registry::etcd::EtcdBackend;
 use troupe_actors::registry::{Backend, embedded};
 use troupe_actors::supervisor::watchdog::{Watchdog, WatchdogSettings};
 use troupe_actors::supervisor::{
-    ArbiterSpawner, ChildSpec, How, Kill, Plane, Supervisor, SupervisorHandle,
-    install_panic_hook, mailbox,
+    ArbiterSpawner, ChildSpec, How, Kill, Plane, Supervisor, SupervisorHandle, install_panic_hook,
+    mailbox,
 };
 use troupe_actors::transport::actor::{TransportActor, TransportSeed};
 use troupe_actors::transport::{Desks, Listener};
@@ -79,7 +78,9 @@ pub fn serve_registry(listen: SocketAddr, dev_child: bool) -> u8 {
         let server = match embedded::Server::bind(listen).await {
             Ok(server) => server,
             Err(err) => {
-                eprintln!("troupe registry serve: cannot listen on {listen}: {err}; choose another with --listen");
+                eprintln!(
+                    "troupe registry serve: cannot listen on {listen}: {err}; choose another with --listen"
+                );
                 return EXIT_CONFIG;
             }
         };
@@ -95,9 +96,10 @@ pub fn serve_registry(listen: SocketAddr, dev_child: bool) -> u8 {
 }
 
 async fn stop_signal() {
-    let (Ok(mut term), Ok(mut int)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
+    let (Ok(mut term), Ok(mut int)) = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    ) else {
         return std::future::pending().await;
     };
     tokio::select! {
@@ -175,7 +177,11 @@ impl Node {
             log::warn!(target: "node", event = "node.address_doubtful", address = advertised.host.as_str(), reason = doubt.as_str(); "others may not reach this node");
         }
         let endpoints = config.registry.endpoints.clone();
-        let endpoints = if endpoints.is_empty() { embedded_registry().await } else { endpoints };
+        let endpoints = if endpoints.is_empty() {
+            embedded_registry().await
+        } else {
+            endpoints
+        };
         config.registry.endpoints.clone_from(&endpoints);
         let backend = EtcdBackend::new(endpoints, config.registry.timeouts)
             .map_err(|err| format!("registry.endpoints: {err}"))?;
@@ -206,7 +212,10 @@ impl Node {
 /// The kinds of work this binary knows.
 fn jobs(config: &Config) -> Jobs {
     Jobs::default()
-        .with(Multiply::new(config.worker.delay_min, config.worker.delay_max))
+        .with(Multiply::new(
+            config.worker.delay_min,
+            config.worker.delay_max,
+        ))
         .with(Noop)
 }
 
@@ -217,7 +226,12 @@ fn registration(
     admin: SocketAddr,
     jobs: &Jobs,
 ) -> Registration {
-    let file = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    let file = |path: &str| {
+        std::fs::read_to_string(path)
+            .unwrap_or_default()
+            .trim()
+            .to_owned()
+    };
     let roles = config.worker.enabled.then(|| "worker".to_owned());
     Registration {
         id,
@@ -225,7 +239,10 @@ fn registration(
         ip: advertised.host.clone(),
         port: advertised.port,
         admin: admin.to_string(),
-        host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        host: rustix::system::uname()
+            .nodename()
+            .to_string_lossy()
+            .into_owned(),
         boot: file("/proc/sys/kernel/random/boot_id"),
         pid: std::process::id(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -263,7 +280,10 @@ async fn embedded_registry() -> Vec<String> {
                 Ok(server) => {
                     log::info!(target: "registry", event = "registry.serving", address = EMBEDDED.to_string(); "no registry is configured: this node serves the embedded one of this machine, in memory");
                     ready.send(()).ok();
-                    server.serve(std::future::pending::<()>()).await.map_or(1, |()| 0)
+                    server
+                        .serve(std::future::pending::<()>())
+                        .await
+                        .map_or(1, |()| 0)
                 }
                 Err(err) => {
                     log::info!(target: "registry", event = "registry.found", address = EMBEDDED.to_string(), reason = err.to_string(); "no registry is configured: using the one that is there");
@@ -295,8 +315,11 @@ fn grow(node: Node, end: &UnboundedSender<End>) -> Grown {
     let (master, master_box) = mailbox::<MasterActor>(MAILBOX);
     let (admin, admin_box) = mailbox::<AdminActor>(MAILBOX);
     let (config, identity) = (&node.config, &node.identity);
-    let (fence, pulse, leaving) = (Fence::default(), MasterPulse::default(), Arc::new(AtomicBool::new(false)));
-    let actors = Arc::new(TreeView(Mutex::new(None)));
+    let (fence, pulse, leaving) = (
+        Fence::default(),
+        MasterPulse::default(),
+        Arc::new(AtomicBool::new(false)),
+    );
 
     let registry_seed = RegistrySeed {
         backend: Arc::clone(&node.backend),
@@ -368,6 +391,7 @@ fn grow(node: Node, end: &UnboundedSender<End>) -> Grown {
         fence: fence.clone(),
         transport: transport.clone().recipient(),
         epochs: discovery.clone().recipient(),
+        reborn: discovery.clone().recipient(),
         jobs: node.jobs.clone(),
     };
     let master_seed = MasterSeed {
@@ -380,18 +404,46 @@ fn grow(node: Node, end: &UnboundedSender<End>) -> Grown {
         epochs: discovery.clone().recipient(),
         pulse,
     };
-    let admin_seed = ADMIN_SEED;
 
     let gave_up = ending(end, End::GaveUp);
     let supervisor = Supervisor::new(config.supervision)
-        .child(ChildSpec::new("registry", Plane::Control, registry_box, move || RegistryActor::new(registry_seed.clone())))
-        .child(ChildSpec::new("transport", Plane::Transport, transport_box, move || TransportActor::new(transport_seed.clone())))
-        .child(ChildSpec::new("discovery", Plane::Control, discovery_box, move || DiscoveryActor::new(discovery_seed.clone())))
-        .child(ChildSpec::new("worker", Plane::Tasks, worker_box, move || WorkerActor::new(worker_seed.clone())))
-        .child(ChildSpec::new("master", Plane::Tasks, master_box, move || MasterActor::new(master_seed.clone())))
-        .child(ChildSpec::new("admin", Plane::Admin, admin_box, move || AdminActor::new(admin_seed.clone())))
+        .child(ChildSpec::new(
+            "registry",
+            Plane::Control,
+            registry_box,
+            move || RegistryActor::new(registry_seed.clone()),
+        ))
+        .child(ChildSpec::new(
+            "transport",
+            Plane::Transport,
+            transport_box,
+            move || TransportActor::new(transport_seed.clone()),
+        ))
+        .child(ChildSpec::new(
+            "discovery",
+            Plane::Control,
+            discovery_box,
+            move || DiscoveryActor::new(discovery_seed.clone()),
+        ))
+        .child(ChildSpec::new(
+            "worker",
+            Plane::Tasks,
+            worker_box,
+            move || WorkerActor::new(worker_seed.clone()),
+        ))
+        .child(ChildSpec::new(
+            "master",
+            Plane::Tasks,
+            master_box,
+            move || MasterActor::new(master_seed.clone()),
+        ))
+        .child(ChildSpec::new(
+            "admin",
+            Plane::Admin,
+            admin_box,
+            move || AdminActor,
+        ))
         .start(node.spawner, move |why| gave_up(why.to_string()));
-    actors.show(supervisor.clone());
     Grown {
         supervisor,
         registry,
@@ -408,9 +460,14 @@ fn ending(end: &UnboundedSender<End>, how: fn(String) -> End) -> Arc<dyn Fn(Stri
 }
 
 fn listen_for_signals(end: &UnboundedSender<End>) {
-    for (kind, name) in [(SignalKind::terminate(), "SIGTERM"), (SignalKind::interrupt(), "SIGINT")] {
+    for (kind, name) in [
+        (SignalKind::terminate(), "SIGTERM"),
+        (SignalKind::interrupt(), "SIGINT"),
+    ] {
         let end = end.clone();
-        let Ok(mut signals) = signal(kind) else { continue };
+        let Ok(mut signals) = signal(kind) else {
+            continue;
+        };
         actix_rt::spawn(async move {
             while signals.recv().await.is_some() {
                 drop(end.send(End::Asked(name)));
@@ -465,10 +522,16 @@ async fn leave(grown: &Grown, drain: Duration) {
     const STEP: Duration = Duration::from_secs(5);
     let began = tokio::time::Instant::now();
     let retired = timeout(STEP, grown.discovery.send(Retire)).await;
-    let drained = timeout(drain + STEP, grown.worker.send(DrainWorker { within: drain })).await;
+    let drained = timeout(
+        drain + STEP,
+        grown.worker.send(DrainWorker { within: drain }),
+    )
+    .await;
     let deregistered = timeout(STEP, grown.registry.send(Deregister)).await;
     let work = drained.ok().and_then(Result::ok).unwrap_or_default();
     let report = timeout(STEP, grown.supervisor.shutdown()).await;
-    let clean = retired.is_ok() && matches!(deregistered, Ok(Ok(Ok(())))) && report.is_ok_and(|r| r.is_clean());
+    let clean = retired.is_ok()
+        && matches!(deregistered, Ok(Ok(Ok(()))))
+        && report.is_ok_and(|r| r.is_clean());
     log::info!(target: "node", event = "node.drained", finished = work.finished, handed_back = work.handed_back, clean = clean, duration_ms = began.elapsed().as_millis() as u64; "drained");
 }

@@ -1,5 +1,6 @@
 //! The actors of a Troupe node.
 
+pub mod admin;
 pub mod backoff;
 pub mod cluster;
 pub mod discovery;
