@@ -130,6 +130,8 @@ pub struct DiscoveryActor {
     awake_since: Instant,
     claiming: bool,
     handing_over: bool,
+    /// Told when a heartbeat says that its sender is leaving: it will not take over.
+    leavers: tokio::sync::watch::Sender<Option<NodeId>>,
     reborn_master: bool,
     seq: u64,
     nonce: u64,
@@ -160,6 +162,7 @@ impl DiscoveryActor {
             awake_since: now,
             claiming: false,
             handing_over: false,
+            leavers: tokio::sync::watch::Sender::new(None),
             reborn_master: false,
             seq: 0,
             nonce: 0,
@@ -423,6 +426,7 @@ impl DiscoveryActor {
         let name = self.name_of(heir);
         log::info!(target: "discovery", event = "master.handing_over", epoch = epoch.to_string(), peer = name.as_str(), reason = why.as_str(); "handing mastership over");
         let seed = self.seed.clone();
+        let mut leavers = self.leavers.subscribe();
         let moved = async move {
             let handed = seed.master.hand_over.send(HandOverTo { epoch, heir }).await;
             let turn = Send {
@@ -435,7 +439,9 @@ impl DiscoveryActor {
             }
             let deadline = tokio::time::Instant::now() + HEIR_PATIENCE;
             while seed.fence.current() <= epoch {
-                if tokio::time::Instant::now() >= deadline {
+                let declined = leavers.has_changed().unwrap_or(true)
+                    && *leavers.borrow_and_update() == Some(heir);
+                if declined || tokio::time::Instant::now() >= deadline {
                     return None;
                 }
                 tokio::time::sleep(Duration::from_millis(2)).await;
@@ -758,6 +764,9 @@ impl DiscoveryActor {
             self.echoes.remove(&from);
             return;
         };
+        if beat.draining {
+            self.leavers.send_replace(Some(from));
+        }
         peer.detector.beat(now);
         peer.heard = now;
         peer.beat = beat;
@@ -805,6 +814,10 @@ impl DiscoveryActor {
 
     fn take_turn(&mut self, turn: &YourTurn, ctx: &mut Context<Self>) {
         let current = self.view.master.as_ref().map(|m| m.epoch);
+        if self.retired() {
+            // Says so at once, so that the master need not wait.
+            self.beat(Instant::now());
+        }
         if self.claiming || self.retired() || current != Some(turn.epoch) {
             return;
         }

@@ -259,7 +259,7 @@ impl MasterActor {
             Verdict::Dead => {
                 log::warn!(target: "master", event = "task.dead", task = task, attempt = attempt, epoch = epoch; "its attempts are used up");
             }
-            Verdict::Recorded | Verdict::Refused(_) => {}
+            Verdict::Recorded | Verdict::Repeated | Verdict::Refused(_) => {}
         }
     }
 
@@ -579,7 +579,9 @@ impl MasterActor {
                 }
                 _ => None,
             };
-            self.say_result(&executor, &result, &verdict, epoch);
+            if verdict != Verdict::Repeated {
+                self.say_result(&executor, &result, &verdict, epoch);
+            }
             attempts.push((result.attempt, refused));
         }
         self.changed();

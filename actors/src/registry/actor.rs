@@ -391,13 +391,19 @@ impl Session {
     // --- reading -------------------------------------------------------------------------------------------------
 
     async fn relist(&self) -> Result<(), RegistryError> {
-        let outcome = self.seed.backend.txn(self.keys.read_all()).await?;
-        let listing = Listing {
-            stamp: outcome.stamp,
-            kvs: outcome.reads.into_iter().flatten().collect(),
-        };
-        let continuity = self.shared.borrow_mut().mirror.replace(listing);
-        self.settle_generation(continuity).await
+        loop {
+            let asked_at = self.shared.borrow().mirror.revision();
+            let outcome = self.seed.backend.txn(self.keys.read_all()).await?;
+            let listing = Listing {
+                stamp: outcome.stamp,
+                kvs: outcome.reads.into_iter().flatten().collect(),
+            };
+            let continuity = self.shared.borrow_mut().mirror.replace(listing, asked_at);
+            // Only as often as our own transactions overtake it.
+            if continuity != Continuity::Outrun {
+                return self.settle_generation(continuity).await;
+            }
+        }
     }
 
     /// Makes the generation key when it is absent, or anew when the registry was replaced; everybody registers anew then.
@@ -822,7 +828,9 @@ impl Session {
                 .filter(|kv| kv.value == value && kv.mod_revision > expected)
                 .map(|kv| kv.mod_revision)
         };
-        Ok(won.map(|revision| Epoch {
+        // Won in a registry that was replaced meanwhile: it counts for nothing.
+        let same = self.shared.borrow().generation == generation;
+        Ok(won.filter(|_| same).map(|revision| Epoch {
             generation,
             revision,
         }))

@@ -155,16 +155,22 @@ pub struct Mirror {
 pub enum Continuity {
     /// The registry we knew, or the first listing.
     Same,
+    /// It was read before something we know by now: nothing was taken from it, read again.
+    Outrun,
     /// Another cluster id, or a revision that fell: it was replaced or restored.
     Replaced,
 }
 
 impl Mirror {
-    /// Replaces everything by a listing at one revision.
-    pub fn replace(&mut self, listing: Listing) -> Continuity {
+    /// Replaces everything by a listing at one revision. `asked_at` is the revision we knew when it was asked for: only one
+    /// below that has fallen, since our own transactions may have outrun the answer.
+    pub fn replace(&mut self, listing: Listing, asked_at: i64) -> Continuity {
         let known = self.cluster_id != 0;
-        let same =
-            listing.stamp.cluster_id == self.cluster_id && listing.stamp.revision >= self.revision;
+        let same = listing.stamp.cluster_id == self.cluster_id;
+        if known && same && (asked_at..self.revision).contains(&listing.stamp.revision) {
+            return Continuity::Outrun;
+        }
+        let same = same && listing.stamp.revision >= asked_at;
         self.revision = listing.stamp.revision;
         self.cluster_id = listing.stamp.cluster_id;
         self.kvs = listing
@@ -516,10 +522,11 @@ mod tests {
 
     fn mirror(kvs: Vec<Kv>, revision: i64) -> Mirror {
         let mut mirror = Mirror::default();
-        mirror.replace(Listing {
+        let listing = Listing {
             stamp: stamp(revision),
             kvs,
-        });
+        };
+        mirror.replace(listing, 0);
         mirror
     }
 
@@ -549,7 +556,7 @@ mod tests {
             stamp: stamp(8),
             kvs: vec![],
         };
-        assert_eq!(mirror.replace(fallen), Continuity::Replaced);
+        assert_eq!(mirror.replace(fallen, 9), Continuity::Replaced);
         let other = Listing {
             stamp: Stamp {
                 cluster_id: 2,
@@ -557,7 +564,19 @@ mod tests {
             },
             kvs: vec![],
         };
-        assert_eq!(mirror.replace(other), Continuity::Replaced);
+        assert_eq!(mirror.replace(other, 8), Continuity::Replaced);
+    }
+
+    #[test]
+    fn a_listing_that_our_own_transaction_has_outrun_is_no_fallen_revision() {
+        let mut mirror = mirror(vec![], 9);
+        mirror.put(kv("/t/master", "us", 12, 12));
+        let earlier = Listing {
+            stamp: stamp(10),
+            kvs: vec![],
+        };
+        assert_eq!(mirror.replace(earlier, 9), Continuity::Outrun);
+        assert!(mirror.get("/t/master").is_some());
     }
 
     #[test]

@@ -8,6 +8,7 @@ use actix::{
     Actor, ActorFutureExt, AsyncContext, Context, Handler, Recipient, ResponseActFuture, WrapFuture,
 };
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
 use super::intake::{Desk, Intake};
 use super::{AskWorker, DrainWorker, WorkerDrained, WorkerSettings, WorkerSnapshot};
@@ -24,6 +25,11 @@ use crate::wire::{
 
 /// A cancelled job that does not end by itself is dropped after this.
 const CANCEL_GRACE: Duration = Duration::from_millis(500);
+/// Results that nobody has acknowledged are told again this often, a few at a time.
+const TELL_AGAIN: Duration = Duration::from_secs(2);
+const TOLD_AGAIN: usize = 3;
+/// Whoever leaves waits this long for a master to acknowledge what it holds.
+const LEAVE_WITHOUT: Duration = Duration::from_secs(3);
 /// A report that could not be sent is tried again after this.
 const REPORT_AGAIN: Duration = Duration::from_millis(100);
 
@@ -57,6 +63,7 @@ pub struct WorkerActor {
     reporting: bool,
     started: u64,
     finished: u64,
+    finished_before: u64,
 }
 
 impl WorkerActor {
@@ -71,6 +78,7 @@ impl WorkerActor {
             reporting: false,
             started: 0,
             finished: 0,
+            finished_before: 0,
         }
     }
 
@@ -124,6 +132,31 @@ impl WorkerActor {
                 act.serve(ctx);
             }
         }));
+    }
+
+    /// An acknowledgement may have been lost, or a master that was handing over did not listen.
+    fn tell_again(&mut self, ctx: &mut Context<Self>) {
+        let (Some(epoch), true) = (self.desk.serving(), self.quiet()) else {
+            return;
+        };
+        let results = self.desk.unacknowledged(TOLD_AGAIN);
+        if !results.is_empty() {
+            self.tell(
+                Results {
+                    epoch,
+                    results,
+                    credit: 0,
+                },
+                ctx,
+            );
+        }
+    }
+
+    /// Nothing was acknowledged since the last look, though something is held.
+    fn quiet(&mut self) -> bool {
+        let quiet = self.finished == self.finished_before;
+        self.finished_before = self.finished;
+        quiet
     }
 
     // --- commands ------------------------------------------------------------------------------------------------
@@ -338,8 +371,9 @@ async fn is_cancelled(mut cancelled: watch::Receiver<bool>) {
 impl Actor for WorkerActor {
     type Context = Context<Self>;
 
-    fn started(&mut self, _: &mut Self::Context) {
+    fn started(&mut self, ctx: &mut Self::Context) {
         self.seed.reborn.do_send(Reborn);
+        ctx.run_interval(TELL_AGAIN, Self::tell_again);
     }
 }
 
@@ -405,22 +439,59 @@ impl Handler<DrainWorker> for WorkerActor {
 
     fn handle(&mut self, msg: DrainWorker, _: &mut Self::Context) -> Self::Result {
         self.desk.drain();
-        let before = self.desk.running().len();
-        let deadline = tokio::time::Instant::now() + msg.within;
+        let now = Instant::now();
+        let drain = Drain {
+            deadline: now + msg.within,
+            served: now,
+            running: self.desk.running().len(),
+        };
         let begin = std::future::ready(()).into_actor(self);
-        Box::pin(begin.then(move |(), act, ctx| wait_until_empty(act, ctx, deadline, before)))
+        Box::pin(begin.then(move |(), act, ctx| drain.step(act, ctx)))
     }
 }
 
-/// Waits until nothing runs and nothing is held, or the deadline; hands back the remainder.
-fn wait_until_empty(
-    act: &mut WorkerActor,
-    ctx: &mut Context<WorkerActor>,
-    deadline: tokio::time::Instant,
-    before: usize,
-) -> ResponseActFuture<WorkerActor, WorkerDrained> {
-    let empty = act.desk.running().is_empty() && act.desk.held() == 0;
-    if empty || tokio::time::Instant::now() >= deadline {
+/// A drain in progress.
+#[derive(Clone, Copy)]
+struct Drain {
+    deadline: Instant,
+    /// When there last was a master to acknowledge what is held.
+    served: Instant,
+    /// What ran when it began.
+    running: usize,
+}
+
+impl Drain {
+    /// Waits until nothing runs and nothing is held, or the deadline.
+    fn step(
+        mut self,
+        act: &mut WorkerActor,
+        ctx: &mut Context<WorkerActor>,
+    ) -> ResponseActFuture<WorkerActor, WorkerDrained> {
+        let now = Instant::now();
+        if act.desk.serving().is_some() {
+            self.served = now;
+        }
+        let idle = act.desk.running().is_empty();
+        let in_vain = now.duration_since(self.served) >= LEAVE_WITHOUT;
+        if (idle && (act.desk.held() == 0 || in_vain)) || now >= self.deadline {
+            return Box::pin(actix::fut::ready(self.end(act, ctx)));
+        }
+        let ended = Arc::clone(&act.ended);
+        let next = async move {
+            // Looked at again now and then, since the master may be changing under us.
+            let soon = Instant::now() + Duration::from_millis(100);
+            tokio::time::timeout_at(self.deadline.min(soon), ended.notified())
+                .await
+                .ok();
+        };
+        Box::pin(
+            next.into_actor(act)
+                .then(move |(), act, ctx| self.step(act, ctx)),
+        )
+    }
+
+    /// Hands back what still runs.
+    fn end(self, act: &mut WorkerActor, ctx: &mut Context<WorkerActor>) -> WorkerDrained {
         let attempts = act.desk.abandon();
         let handed_back = attempts.len();
         if let Some(epoch) = act.desk.serving().filter(|_| handed_back > 0) {
@@ -434,22 +505,9 @@ fn wait_until_empty(
                 ctx,
             );
         }
-        let finished = before.saturating_sub(handed_back);
-        return Box::pin(actix::fut::ready(WorkerDrained {
-            finished,
+        WorkerDrained {
+            finished: self.running.saturating_sub(handed_back),
             handed_back,
-        }));
+        }
     }
-    let ended = Arc::clone(&act.ended);
-    let next = async move {
-        // Looked at again now and then, since the master may be changing under us.
-        let soon = tokio::time::Instant::now() + Duration::from_millis(100);
-        tokio::time::timeout_at(deadline.min(soon), ended.notified())
-            .await
-            .ok();
-    };
-    Box::pin(
-        next.into_actor(act)
-            .then(move |(), act, ctx| wait_until_empty(act, ctx, deadline, before)),
-    )
 }

@@ -180,6 +180,12 @@ impl Desk {
         Some(1)
     }
 
+    /// Results that are held, oldest first, at most `limit`: they are told again until they are acknowledged.
+    pub fn unacknowledged(&self, limit: usize) -> Vec<TaskResult> {
+        let results = self.held.values().map(|(result, _)| result.clone());
+        results.take(limit).collect()
+    }
+
     /// The master has recorded or refused it for good.
     pub fn acknowledged(&mut self, attempt: AttemptId) -> bool {
         let held = self.held.remove(&attempt).is_some();
