@@ -1,5 +1,6 @@
 //! The actors of a Troupe node.
 
+pub mod admin;
 pub mod cluster;
 pub mod discovery;
 pub mod events;
