@@ -3,18 +3,17 @@
 //! It wires everything and decides nothing. [`grow`] is the supervision tree in start order; stopping goes the other way
 //! round.
 
-use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use actix::Addr;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::timeout;
-use troupe_actors::admin::AdminActor;
+use troupe_actors::admin::{ActorView, Actors, AdminActor, AdminSeed, AdminSettings};
 use troupe_actors::cluster::{Fence, Identity, Registration};
 use troupe_actors::discovery::Retire;
 use troupe_actors::discovery::actor::{
@@ -32,8 +31,8 @@ use troupe_actors::registry::etcd::EtcdBackend;
 use troupe_actors::registry::{Backend, embedded};
 use troupe_actors::supervisor::watchdog::{Watchdog, WatchdogSettings};
 use troupe_actors::supervisor::{
-    ArbiterSpawner, ChildSpec, How, Kill, Plane, Supervisor, SupervisorHandle, install_panic_hook,
-    mailbox,
+    ActorReport, ArbiterSpawner, ChildSpec, How, Kill, Plane, Supervisor, SupervisorHandle,
+    install_panic_hook, mailbox,
 };
 use troupe_actors::transport::actor::{TransportActor, TransportSeed};
 use troupe_actors::transport::{Desks, Listener};
@@ -399,10 +398,32 @@ fn grow(node: Node, end: &UnboundedSender<End>) -> Grown {
         generator: config.generator.clone(),
         identity: identity.clone(),
         fence,
-        transport: transport.recipient(),
+        transport: transport.clone().recipient(),
         discovery: discovery.clone().recipient(),
         epochs: discovery.clone().recipient(),
         pulse,
+    };
+
+    let tree = Arc::new(Tree::default());
+    let admin_seed = AdminSeed {
+        settings: AdminSettings::default(),
+        identity: identity.clone(),
+        listener: Arc::new(node.admin),
+        started_at: node.registration.started_at,
+        started: std::time::Instant::now(),
+        events: node.events,
+        actors: Arc::clone(&tree) as Arc<dyn Actors>,
+        drain: asking_to_leave(end),
+        ask_master: master.clone().recipient(),
+        list_tasks: master.clone().recipient(),
+        get_task: master.clone().recipient(),
+        submit: master.recipient(),
+        ask_worker: worker.clone().recipient(),
+        ask_registry: registry.clone().recipient(),
+        list_keys: registry.clone().recipient(),
+        step_down: discovery.clone().recipient(),
+        reborn: discovery.clone().recipient(),
+        send: transport.recipient(),
     };
 
     let gave_up = ending(end, End::GaveUp);
@@ -441,15 +462,69 @@ fn grow(node: Node, end: &UnboundedSender<End>) -> Grown {
             "admin",
             Plane::Admin,
             admin_box,
-            move || AdminActor,
+            move || AdminActor::new(admin_seed.clone()),
         ))
         .start(node.spawner, move |why| gave_up(why.to_string()));
+    tree.0.get_or_init(|| supervisor.clone());
     Grown {
         supervisor,
         registry,
         discovery,
         worker,
     }
+}
+
+/// The supervision tree as the admin API sees it; filled once it is grown.
+#[derive(Default)]
+struct Tree(OnceLock<SupervisorHandle>);
+
+impl Actors for Tree {
+    fn report(&self) -> Vec<ActorView> {
+        let reports = self
+            .0
+            .get()
+            .map(SupervisorHandle::report)
+            .unwrap_or_default();
+        let view = |r: ActorReport| ActorView {
+            name: r.name.to_owned(),
+            state: r.state.to_string(),
+            restarts: r.restarts,
+            last_failure: r.last_failure,
+            mailbox: r.mailbox,
+            handled: r.handled,
+            uptime_s: r.uptime.as_secs_f64(),
+        };
+        reports.into_iter().map(view).collect()
+    }
+
+    fn kill(&self, name: &str, how: &str) -> Result<(), String> {
+        let how = match how {
+            "panic" => How::Panic,
+            "stop" => How::Stop,
+            "hang" => How::Hang,
+            other => return Err(format!("{other:?} is no way to fail: panic, stop or hang")),
+        };
+        let supervisor = self
+            .0
+            .get()
+            .ok_or("the supervision tree is still growing")?;
+        let name = name.to_owned();
+        supervisor
+            .kill(&Kill { name, how })
+            .map_err(|err| err.to_string())
+    }
+}
+
+/// `drain` over the admin API is what SIGTERM is.
+fn asking_to_leave(end: &UnboundedSender<End>) -> Arc<dyn Fn() + Send + Sync> {
+    let end = end.clone();
+    let asked = AtomicBool::new(false);
+    Arc::new(move || {
+        // A second one would be "stop at once".
+        if !asked.swap(true, Ordering::Relaxed) {
+            drop(end.send(End::Asked("an operator")));
+        }
+    })
 }
 
 /// Tells the main thread how the node ends.

@@ -71,6 +71,12 @@ impl EventLog {
         self.follow.send(record).ok();
     }
 
+    /// Number of the newest record; 0 before the first.
+    pub fn newest(&self) -> u64 {
+        let ring = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        ring.next - 1
+    }
+
     /// Kept records with `seq` above `since`, oldest first, and a receiver for what comes after them without a gap.
     pub fn since(&self, since: u64) -> (Vec<Arc<Record>>, broadcast::Receiver<Arc<Record>>) {
         let ring = self.inner.lock().unwrap_or_else(PoisonError::into_inner);

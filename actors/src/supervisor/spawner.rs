@@ -24,6 +24,7 @@ impl ArbiterSpawner {
         reason = "it starts threads, which a default should not"
     )]
     pub fn new() -> Self {
+        #[allow(clippy::disallowed_methods, reason = "this is the spawner")]
         let arbiter = || Arbiter::new().handle();
         Self {
             control: arbiter(),

@@ -1,0 +1,159 @@
+//! ● The Prometheus page, by hand: the text format is a line per sample, and this node has few of them.
+//!
+//! No ids in labels; a series of a departed member ends with it, since every page is made from what is there now.
+
+use std::collections::BTreeMap;
+use std::fmt::{Display, Write};
+
+use super::ActorView;
+use super::picture::Picture;
+use crate::master::MasterSnapshot;
+use crate::registry::RegistrySnapshot;
+use crate::worker::WorkerSnapshot;
+
+/// What the page is made from; what is absent is left out.
+pub(crate) struct Facts<'a> {
+    pub(crate) picture: &'a Picture,
+    pub(crate) actors: Vec<ActorView>,
+    pub(crate) master: Option<MasterSnapshot>,
+    pub(crate) worker: Option<WorkerSnapshot>,
+    pub(crate) registry: Option<RegistrySnapshot>,
+}
+
+/// The page.
+pub(crate) fn render(facts: &Facts<'_>) -> String {
+    let mut page = Page::default();
+    of_the_cluster(&mut page, facts.picture);
+    of_the_actors(&mut page, &facts.actors);
+    if let Some(master) = facts.master.as_ref().filter(|m| m.leading.is_some()) {
+        of_the_master(&mut page, master);
+    }
+    if let Some(worker) = &facts.worker {
+        let name = "troupe_tasks_running";
+        page.family(name, "gauge", "Attempts running at this node.");
+        page.sample(name, &[], worker.running.len());
+    }
+    if let Some(registry) = &facts.registry {
+        of_the_registry(&mut page, registry);
+    }
+    page.text
+}
+
+fn of_the_cluster(page: &mut Page, picture: &Picture) {
+    let cluster = &picture.cluster;
+    let name = "troupe_build_info";
+    page.family(name, "gauge", "Which build this is; always 1.");
+    page.sample(name, &[("version", env!("CARGO_PKG_VERSION"))], 1);
+    let name = "troupe_has_master";
+    page.family(name, "gauge", "Whether this node knows of a master.");
+    page.sample(name, &[], u8::from(cluster.master.is_some()));
+    let name = "troupe_epoch";
+    let help = "Revision of the highest epoch seen in this generation of the registry.";
+    page.family(name, "gauge", help);
+    page.sample(name, &[], cluster.epoch.revision);
+    let name = "troupe_master_changes_total";
+    page.family(name, "counter", "Changes of master seen.");
+    page.sample(name, &[], picture.master_changes);
+    let name = "troupe_members";
+    page.family(name, "gauge", "Members of the view by state.");
+    let mut states: BTreeMap<&str, u64> = BTreeMap::new();
+    for state in ["alive", "suspect", "cut-off", "joining", "draining"] {
+        states.insert(state, 0);
+    }
+    for member in &cluster.members {
+        *states.entry(member.state.as_str()).or_default() += 1;
+    }
+    for (state, count) in states {
+        page.sample(name, &[("state", state)], count);
+    }
+    let name = "troupe_heartbeat_lag_seconds";
+    page.family(
+        name,
+        "gauge",
+        "How late this node's own timers fired lately.",
+    );
+    if let Some(me) = cluster.member(cluster.me) {
+        page.sample(name, &[], me.lag.as_secs_f64());
+    }
+    let name = "troupe_peer_rtt_seconds";
+    page.family(name, "gauge", "Smoothed round-trip time to a member.");
+    for member in &cluster.members {
+        if let Some(rtt) = member.rtt {
+            let peer = member.registration.name.as_str();
+            page.sample(name, &[("peer", peer)], rtt.as_secs_f64());
+        }
+    }
+}
+
+fn of_the_actors(page: &mut Page, actors: &[ActorView]) {
+    let name = "troupe_actor_restarts_total";
+    page.family(name, "counter", "Restarts of an actor.");
+    for actor in actors {
+        page.sample(name, &[("actor", &actor.name)], actor.restarts);
+    }
+    let name = "troupe_mailbox_depth";
+    page.family(name, "gauge", "Messages waiting for an actor.");
+    for actor in actors {
+        if let Some(depth) = actor.mailbox {
+            page.sample(name, &[("actor", &actor.name)], depth);
+        }
+    }
+}
+
+fn of_the_master(page: &mut Page, master: &MasterSnapshot) {
+    let name = "troupe_tasks_queued";
+    page.family(name, "gauge", "Tasks queued at this master.");
+    let queued = master.tasks.get("queued").copied().unwrap_or(0);
+    page.sample(name, &[], queued);
+    let name = "troupe_refused_total";
+    page.family(name, "counter", "Results refused in this reign, by reason.");
+    for (reason, count) in &master.refused {
+        page.sample(name, &[("reason", reason)], count);
+    }
+}
+
+fn of_the_registry(page: &mut Page, registry: &RegistrySnapshot) {
+    let name = "troupe_registry_up";
+    page.family(name, "gauge", "Whether the registry answers.");
+    page.sample(name, &[], u8::from(registry.up));
+    if let Some(left) = registry.lease_remaining_s {
+        let name = "troupe_lease_remaining_seconds";
+        page.family(name, "gauge", "What is left of this node's lease.");
+        page.sample(name, &[], left);
+    }
+}
+
+#[derive(Default)]
+struct Page {
+    text: String,
+}
+
+impl Page {
+    fn family(&mut self, name: &str, kind: &str, help: &str) {
+        self.line(format_args!("# HELP {name} {help}"));
+        self.line(format_args!("# TYPE {name} {kind}"));
+    }
+
+    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
+        let labels = labels
+            .iter()
+            .map(|(key, value)| format!("{key}=\"{}\"", escape(value)));
+        let labels = labels.collect::<Vec<_>>().join(",");
+        match labels.as_str() {
+            "" => self.line(format_args!("{name} {value}")),
+            labels => self.line(format_args!("{name}{{{labels}}} {value}")),
+        }
+    }
+
+    fn line(&mut self, line: std::fmt::Arguments<'_>) {
+        // Writing to a String does not fail.
+        writeln!(self.text, "{line}").ok();
+    }
+}
+
+fn escape(value: &str) -> String {
+    value
+        .replace('\\', "\\\\")
+        .replace('"', "\\\"")
+        .replace('\n', "\\n")
+}

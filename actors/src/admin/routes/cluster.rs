@@ -1,0 +1,171 @@
+//! The cluster as the answering node sees it: status, members, registry.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::State;
+use serde::Deserialize;
+
+use super::mastership::ledger_within;
+use super::{AtNode, IsCarried, Params};
+use crate::admin::office::{Office, master_view};
+use crate::admin::picture::Picture;
+use crate::admin::relay::Call;
+use crate::admin::reply::{Answer, ApiError, ok};
+use crate::admin::{MemberView, MembersView, RegistryView, StatusView, WorkerView, rfc3339};
+use crate::cluster::Member;
+use crate::master::MasterSnapshot;
+use crate::registry::{AskRegistry, ListKeys, RegistrySnapshot};
+use crate::worker::{AskWorker, WorkerSnapshot};
+
+/// How long a summary waits for the master's counts; it is useful without them.
+const COUNTS_WITHIN: Duration = Duration::from_secs(1);
+
+/// `GET /v1/status[?node=]`.
+pub(super) async fn status(
+    State(office): State<Arc<Office>>,
+    IsCarried(carried): IsCarried,
+    Params(at): Params<AtNode>,
+) -> Answer {
+    let call = |_| Call::get("/v1/status");
+    let local = async { ok(status_here(&office).await) };
+    office
+        .at_node(carried, at.node.as_deref(), call, local)
+        .await
+}
+
+async fn status_here(office: &Office) -> StatusView {
+    let seed = &office.seed;
+    let picture = office.picture();
+    let cluster = &picture.cluster;
+    let (registry, worker, counts) = tokio::join!(
+        office.ask("registry", &seed.ask_registry, AskRegistry),
+        office.ask("worker", &seed.ask_worker, AskWorker),
+        counts(office),
+    );
+    let answered = [
+        ("registry", registry.is_ok()),
+        ("worker", worker.is_ok()),
+        ("master", counts.is_some()),
+    ];
+    let silent = answered.iter().filter(|(_, ok)| !ok);
+    StatusView {
+        node: seed.identity.name(),
+        id: seed.identity.id,
+        cluster: seed.identity.cluster.clone(),
+        address: seed.identity.address.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        started_at: rfc3339(seed.started_at),
+        uptime_s: seed.started.elapsed().as_secs(),
+        incarnation: cluster.incarnation.0,
+        revision: cluster.revision,
+        epoch: cluster.epoch.to_string(),
+        master: master_view(&picture),
+        leading: cluster.leading,
+        members: by_state(&cluster.members),
+        registry: registry.ok(),
+        tasks: counts.map(|c| c.tasks),
+        worker: worker.ok().map(worker_view),
+        unanswered: silent.map(|(name, _)| (*name).to_owned()).collect(),
+    }
+}
+
+fn by_state(members: &[Member]) -> BTreeMap<String, u64> {
+    let mut counts = BTreeMap::new();
+    for member in members {
+        *counts.entry(member.state.as_str().to_owned()).or_default() += 1;
+    }
+    counts
+}
+
+fn worker_view(worker: WorkerSnapshot) -> WorkerView {
+    WorkerView {
+        running: worker.running.len(),
+        unacknowledged: worker.unacknowledged,
+        capacity: worker.capacity,
+        started: worker.started,
+        finished: worker.finished,
+        epoch: worker.epoch.to_string(),
+    }
+}
+
+/// The master's counts; `None` when nobody leads or it does not say in time.
+async fn counts(office: &Office) -> Option<MasterSnapshot> {
+    // A vacancy is plain from the picture: no reason to wait for its end.
+    office.picture().cluster.master.as_ref()?;
+    ledger_within(office, false, COUNTS_WITHIN).await.ok()
+}
+
+/// `GET /v1/members`.
+pub(super) async fn members(State(office): State<Arc<Office>>) -> Answer {
+    let counts = counts(&office).await;
+    let picture = office.picture();
+    let members = picture.cluster.members.iter();
+    ok(MembersView {
+        revision: picture.cluster.revision,
+        members: members
+            .map(|member| member_view(&picture, member, counts.as_ref()))
+            .collect(),
+    })
+}
+
+fn member_view(picture: &Picture, member: &Member, counts: Option<&MasterSnapshot>) -> MemberView {
+    let who = member.registration.clone();
+    let master = picture.cluster.master.as_ref();
+    let outstanding = |c: &MasterSnapshot| c.outstanding.get(&who.name).copied().unwrap_or(0);
+    let micros = |d: Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
+    MemberView {
+        address: who.address(),
+        running: counts.map(outstanding),
+        name: who.name,
+        id: who.id,
+        admin: who.admin,
+        incarnation: member.incarnation.0,
+        state: member.state.as_str().to_owned(),
+        master: master.is_some_and(|m| m.record.id == who.id),
+        weight: who.weight,
+        eligible: who.eligible,
+        jobs: who.jobs,
+        tags: who.tags,
+        capacity: who.capacity,
+        version: who.version,
+        host: who.host,
+        pid: who.pid,
+        since: rfc3339(picture.member_since(who.id)),
+        started_at: rfc3339(who.started_at),
+        session: member.session,
+        rtt_us: member.rtt.map(micros),
+        lag_us: micros(member.lag),
+        registry: member.registry,
+        unheard: member
+            .unheard
+            .iter()
+            .map(|id| picture.name_of(*id))
+            .collect(),
+    }
+}
+
+/// `?prefix=`.
+#[derive(Deserialize)]
+pub(super) struct Prefix {
+    #[serde(default)]
+    prefix: String,
+}
+
+/// `GET /v1/registry?prefix=`: read by the asked node itself.
+pub(super) async fn registry(
+    State(office): State<Arc<Office>>,
+    Params(Prefix { prefix }): Params<Prefix>,
+) -> Answer {
+    let seed = &office.seed;
+    let (keys, snapshot): (_, Result<RegistrySnapshot, ApiError>) = tokio::join!(
+        office.ask("registry", &seed.list_keys, ListKeys { prefix }),
+        office.ask("registry", &seed.ask_registry, AskRegistry),
+    );
+    let away = |why| ApiError::unavailable("registry_unreachable", why, 1);
+    ok(RegistryView {
+        keys: keys?.map_err(away)?,
+        registry: snapshot.ok(),
+    })
+}

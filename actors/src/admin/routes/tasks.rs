@@ -1,0 +1,478 @@
+//! Tasks: submitting, listing, reading. All of it belongs to the master.
+//!
+//! A task without an id gets one at the node that was asked, before it is carried: whoever is told that the outcome is
+//! unknown is told the id too, and may send it again.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::{Body, Bytes};
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::IntoResponse;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::time::{Instant, sleep_until};
+
+use super::{IsCarried, Params, escape, take_body};
+use crate::admin::office::{Intent, Office, now_ms, pass_on};
+use crate::admin::relay::Call;
+use crate::admin::reply::{Answer, ApiError, ok};
+use crate::admin::{Receipt, TasksView};
+use crate::events::Record;
+use crate::id::TaskId;
+use crate::master::{GetTask, ListTasks, Submission, Submit, SubmitError, TaskView};
+use crate::wire::{ApiResponse, MAX_PAYLOAD};
+
+/// Newline-delimited JSON.
+pub(super) const NDJSON: &str = "application/x-ndjson";
+/// Tasks in one body; keeps the answer in proportion to the body limit.
+const MAX_LINES: usize = 20_000;
+/// Tasks given to the master at once…
+const BATCH: usize = 512;
+/// …and their bytes: a batch must fit into a frame.
+const BATCH_BYTES: usize = 512 * 1024;
+/// Bytes of one page of tasks; it must fit into a frame even when its last task is large.
+const PAGE_BYTES: usize = 256 * 1024;
+/// A waiting read looks at least this often, should the record that announces the end be filtered from the log.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// One task as somebody asks for it.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct TaskBody {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    id: Option<TaskId>,
+    job: String,
+    #[serde(default)]
+    input: Option<Box<RawValue>>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    meta: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    timeout: Option<Span>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    max_attempts: Option<u32>,
+    #[serde(default)]
+    priority: i32,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    require: BTreeMap<String, String>,
+    #[serde(default, skip_serializing)]
+    durable: Option<bool>,
+    #[serde(default, skip_serializing)]
+    delay: Option<Span>,
+}
+
+/// A time span in JSON: `"30s"`, `"1m 30s"`, or a number of seconds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Span(Duration);
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        use serde::de::Error;
+        match Value::deserialize(from)? {
+            Value::String(text) => humantime::parse_duration(&text).map_err(D::Error::custom),
+            Value::Number(n) => Duration::try_from_secs_f64(n.as_f64().unwrap_or(-1.0))
+                .map_err(|_| D::Error::custom(format!("{n} is no number of seconds"))),
+            other => Err(D::Error::custom(format!(
+                "{other} is no time span such as \"30s\""
+            ))),
+        }
+        .map(Self)
+    }
+}
+
+impl Serialize for Span {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_f64(self.0.as_secs_f64())
+    }
+}
+
+impl TaskBody {
+    fn parse(json: &[u8]) -> Result<Self, ApiError> {
+        let mut task: Self = serde_json::from_slice(json).map_err(ApiError::bad)?;
+        task.id
+            .get_or_insert_with(|| TaskId::new(now_ms(), &mut rand::rng()));
+        task.check().map_err(|error| task.named(error))?;
+        Ok(task)
+    }
+
+    fn check(&self) -> Result<(), ApiError> {
+        let later = |what: &str| {
+            let message =
+                format!("{what} tasks need the journal, which this version does not have");
+            ApiError::new(StatusCode::NOT_IMPLEMENTED, "not_implemented", message)
+        };
+        if self.durable == Some(true) {
+            return Err(later("durable"));
+        }
+        if self.delay.is_some() {
+            return Err(later("delayed"));
+        }
+        if self.job.is_empty() {
+            return Err(ApiError::bad("job must name a kind of work"));
+        }
+        let size = self.input.as_ref().map_or(0, |input| input.get().len());
+        if size > MAX_PAYLOAD {
+            let message = format!("the input has {size} bytes; at most {MAX_PAYLOAD} are allowed");
+            return Err(ApiError::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "too_large",
+                message,
+            ));
+        }
+        Ok(())
+    }
+
+    /// The same error, saying which task it is about.
+    fn named(&self, error: ApiError) -> ApiError {
+        match self.id {
+            Some(id) => error.with("id", json!(id)),
+            None => error,
+        }
+    }
+
+    fn submission(&self) -> Submission {
+        let input = self.input.as_ref().map_or("null", |input| input.get());
+        Submission {
+            id: self.id,
+            job: self.job.clone(),
+            input: Bytes::copy_from_slice(input.as_bytes()),
+            meta: self.meta.clone(),
+            timeout: self.timeout.map(|span| span.0),
+            max_attempts: self.max_attempts,
+            priority: self.priority,
+            require: self.require.clone(),
+        }
+    }
+
+    fn size(&self) -> usize {
+        let input = self.input.as_ref().map_or(0, |input| input.get().len());
+        // Names, numbers and tags; a guess on the safe side.
+        input + self.job.len() + 256 + 64 * (self.meta.len() + self.require.len())
+    }
+}
+
+/// What became of one task.
+type Outcome = Result<Receipt, ApiError>;
+
+/// `POST /v1/tasks`: one object → 202 and its receipt; NDJSON → 200 and a line each, `{"id","state"}` or `{"error":…}`.
+pub(super) async fn submit(
+    State(office): State<Arc<Office>>,
+    IsCarried(carried): IsCarried,
+    headers: HeaderMap,
+    body: Body,
+) -> Answer {
+    let bytes = take_body(&office, body).await?;
+    let kind = headers.get(header::CONTENT_TYPE);
+    let lines = kind.is_some_and(|kind| kind.as_bytes().starts_with(NDJSON.as_bytes()));
+    if carried || lines {
+        return submit_lines(&office, carried, &bytes).await;
+    }
+    let task = TaskBody::parse(&bytes)?;
+    let outcome = submit_batch(&office, false, std::slice::from_ref(&task)).await;
+    let receipt = outcome
+        .and_then(|mut outcomes| {
+            outcomes
+                .pop()
+                .unwrap_or_else(|| Err(ApiError::not_master()))
+        })
+        .map_err(|error| task.named(error))?;
+    Ok((StatusCode::ACCEPTED, Json(receipt)).into_response())
+}
+
+async fn submit_lines(office: &Office, carried: bool, bytes: &[u8]) -> Answer {
+    let lines = bytes.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
+    let lines: Vec<_> = lines.filter(|line| !line.is_empty()).collect();
+    if lines.is_empty() || lines.len() > MAX_LINES {
+        let message = format!(
+            "1 to {MAX_LINES} tasks fit into a body, not {}",
+            lines.len()
+        );
+        return Err(ApiError::bad(message));
+    }
+    let mut good = Vec::new();
+    let parsed = lines.into_iter().map(TaskBody::parse);
+    let slots: Vec<Option<ApiError>> = parsed
+        .map(|task| task.map(|task| good.push(task)).err())
+        .collect();
+    let mut outcomes = Vec::new();
+    for batch in batches(&good) {
+        match submit_batch(office, carried, batch).await {
+            Ok(done) => outcomes.extend(done),
+            // Whoever carried it here must learn that nothing of it was taken.
+            Err(error) if carried => return Err(error),
+            Err(error) => {
+                outcomes.extend(batch.iter().map(|task| Err(task.named(error.clone()))));
+            }
+        }
+    }
+    let mut outcomes = outcomes.into_iter();
+    let in_order = slots.into_iter().map(|slot| match slot {
+        Some(error) => Err(error),
+        None => outcomes
+            .next()
+            .unwrap_or_else(|| Err(ApiError::not_master())),
+    });
+    let in_order: Vec<Outcome> = in_order.collect();
+    match refused_whole(&in_order) {
+        Some(error) if !carried => Err(error),
+        _ => Ok(([(header::CONTENT_TYPE, NDJSON)], to_lines(&in_order)).into_response()),
+    }
+}
+
+/// The refusal, when all were refused for the same passing reason.
+fn refused_whole(outcomes: &[Outcome]) -> Option<ApiError> {
+    let first = outcomes.first()?.as_ref().err()?;
+    let same = |o: &Outcome| o.as_ref().is_err_and(|e| e.code == first.code);
+    let passing = first.status == StatusCode::SERVICE_UNAVAILABLE;
+    (passing && outcomes.iter().all(same)).then(|| {
+        let mut error = first.clone();
+        error.extra.remove("id");
+        error.with("refused", json!(outcomes.len()))
+    })
+}
+
+fn batches(tasks: &[TaskBody]) -> Vec<&[TaskBody]> {
+    let mut batches = Vec::new();
+    let (mut start, mut bytes) = (0, 0);
+    for (i, task) in tasks.iter().enumerate() {
+        let full = i - start >= BATCH || bytes + task.size() > BATCH_BYTES;
+        if full && i > start {
+            batches.push(&tasks[start..i]);
+            (start, bytes) = (i, 0);
+        }
+        bytes += task.size();
+    }
+    if start < tasks.len() {
+        batches.push(&tasks[start..]);
+    }
+    batches
+}
+
+/// Gives a batch to the master, wherever it is. `Err`: nothing of it was taken, as far as the error's code says.
+async fn submit_batch(
+    office: &Office,
+    carried: bool,
+    batch: &[TaskBody],
+) -> Result<Vec<Outcome>, ApiError> {
+    let call = |_| {
+        let lines = batch.iter().map(|task| json_line(&task));
+        Call::post("/v1/tasks", lines.collect::<String>())
+    };
+    let local = |_| async {
+        let submissions = batch.iter().map(TaskBody::submission).collect();
+        let to = &office.seed.submit;
+        let answers = office.ask("master", to, Submit(submissions)).await?;
+        if answers.contains(&Err(SubmitError::NotMaster)) {
+            return Err(ApiError::not_master());
+        }
+        let tasks = batch.iter().zip(answers);
+        Ok(tasks.map(|(task, answer)| outcome(task, answer)).collect())
+    };
+    let within = office.seed.settings.relay_timeout;
+    let asked = office.at_master(carried, Intent::Write, within, call, from_lines, local);
+    asked.await
+}
+
+fn outcome(task: &TaskBody, answer: Result<TaskView, SubmitError>) -> Outcome {
+    let refused = |why: SubmitError| match why {
+        SubmitError::NotMaster => ApiError::not_master(),
+        SubmitError::Busy {
+            queued,
+            retry_after_s,
+        } => ApiError::unavailable("busy", &why, retry_after_s).with("queued", json!(queued)),
+        SubmitError::Invalid(message) => {
+            ApiError::new(StatusCode::BAD_REQUEST, "invalid_task", message)
+        }
+    };
+    answer
+        .map(|view| Receipt {
+            id: view.id,
+            state: view.state,
+        })
+        .map_err(|why| task.named(refused(why)))
+}
+
+fn json_line(value: &impl Serialize) -> String {
+    let mut line = serde_json::to_string(value).unwrap_or_default();
+    line.push('\n');
+    line
+}
+
+fn to_lines(outcomes: &[Outcome]) -> String {
+    let lines = outcomes.iter().map(|outcome| match outcome {
+        Ok(receipt) => json_line(receipt),
+        Err(error) => {
+            let mut value = error.to_json();
+            value["error"]["status"] = json!(error.status.as_u16());
+            json_line(&value)
+        }
+    });
+    lines.collect()
+}
+
+fn from_lines(answer: ApiResponse) -> Result<Vec<Outcome>, ApiError> {
+    let body = answer.body.clone();
+    pass_on(answer)?;
+    let lines = body
+        .split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty());
+    Ok(lines.map(from_line).collect())
+}
+
+fn from_line(line: &[u8]) -> Outcome {
+    if let Ok(receipt) = serde_json::from_slice::<Receipt>(line) {
+        return Ok(receipt);
+    }
+    let value: Value = serde_json::from_slice(line).unwrap_or_default();
+    let status = value["error"]["status"].as_u64();
+    let status = status.and_then(|status| StatusCode::from_u16(u16::try_from(status).ok()?).ok());
+    let mut error = ApiError::from_json(
+        status.unwrap_or(StatusCode::BAD_GATEWAY),
+        value.get("error"),
+    );
+    error.extra.remove("status");
+    Err(error)
+}
+
+/// `?state=&job=&limit=&after=`.
+#[derive(Deserialize)]
+pub(super) struct Page {
+    state: Option<String>,
+    job: Option<String>,
+    limit: Option<usize>,
+    after: Option<TaskId>,
+}
+
+/// `GET /v1/tasks`.
+pub(super) async fn list(
+    State(office): State<Arc<Office>>,
+    IsCarried(carried): IsCarried,
+    Params(page): Params<Page>,
+) -> Answer {
+    let states = ["queued", "leased", "done", "failed", "dead", "cancelled"];
+    if let Some(state) = page.state.as_deref().filter(|s| !states.contains(s)) {
+        let message = format!("state is one of {}, not {state:?}", states.join(", "));
+        return Err(ApiError::bad(message));
+    }
+    let limit = page.limit.unwrap_or(50).clamp(1, 500);
+    let call = |_| Call::get(page_path(&page, limit));
+    let local = |_| async {
+        let ask = ListTasks {
+            state: page.state.clone(),
+            job: page.job.clone(),
+            // One more tells whether there is a further page.
+            limit: limit + 1,
+            after: page.after,
+        };
+        let tasks = office.ask("master", &office.seed.list_tasks, ask).await?;
+        ok(cut_page(tasks.ok_or_else(ApiError::not_master)?, limit))
+    };
+    let within = office.seed.settings.relay_timeout;
+    let asked = office.at_master(carried, Intent::Read, within, call, pass_on, local);
+    asked.await
+}
+
+fn page_path(page: &Page, limit: usize) -> String {
+    let mut path = format!("/v1/tasks?limit={limit}");
+    let after = page.after.map(|id| id.to_string());
+    for (key, value) in [
+        ("state", &page.state),
+        ("job", &page.job),
+        ("after", &after),
+    ] {
+        if let Some(value) = value {
+            path.push_str(&format!("&{key}={}", escape(value)));
+        }
+    }
+    path
+}
+
+/// A page is bounded by count and by bytes, and holds one task at least.
+fn cut_page(mut tasks: Vec<TaskView>, limit: usize) -> TasksView {
+    let mut bytes = 0;
+    let fitting = tasks.iter().take(limit).take_while(|task| {
+        let fits = bytes < PAGE_BYTES;
+        bytes += serde_json::to_string(task).map_or(0, |json| json.len());
+        fits
+    });
+    let kept = fitting.count();
+    let more = kept < tasks.len();
+    tasks.truncate(kept);
+    let last = tasks.last().map(|task| task.id);
+    TasksView {
+        tasks,
+        next: last.filter(|_| more),
+    }
+}
+
+/// `?wait=30s`.
+#[derive(Deserialize)]
+pub(super) struct Wait {
+    wait: Option<String>,
+}
+
+/// `GET /v1/tasks/{id}[?wait=]`: with a wait, answers once the task is finished or the time is up.
+pub(super) async fn read(
+    State(office): State<Arc<Office>>,
+    IsCarried(carried): IsCarried,
+    Path(id): Path<String>,
+    Params(Wait { wait }): Params<Wait>,
+) -> Answer {
+    let id: TaskId = id.parse().map_err(ApiError::bad)?;
+    let settings = &office.seed.settings;
+    let wait = match wait.as_deref().map(humantime::parse_duration) {
+        None => Duration::ZERO,
+        Some(Ok(wait)) => wait.min(settings.max_wait),
+        Some(Err(why)) => return Err(ApiError::bad(format!("wait: {why}"))),
+    };
+    let margin = settings.relay_timeout;
+    let call = |left: Duration| {
+        let wait = left.saturating_sub(margin).as_millis();
+        Call::get(format!("/v1/tasks/{id}?wait={wait}ms"))
+    };
+    let local = |left: Duration| read_here(&office, id, left.saturating_sub(margin));
+    let within = wait + margin;
+    let asked = office.at_master(carried, Intent::Read, within, call, pass_on, local);
+    asked.await
+}
+
+async fn read_here(office: &Office, id: TaskId, wait: Duration) -> Answer {
+    let until = Instant::now() + wait;
+    let (_, mut records) = office.seed.events.since(u64::MAX);
+    let text = id.to_string();
+    loop {
+        let to = &office.seed.get_task;
+        let found = office.ask("master", to, GetTask(id)).await?;
+        let Some(task) = found.ok_or_else(ApiError::not_master)? else {
+            let message = format!("there is no task {id}");
+            return Err(ApiError::missing("no_such_task", message));
+        };
+        let open = ["queued", "leased"].contains(&task.state.as_str());
+        if !open || Instant::now() >= until {
+            return ok(task);
+        }
+        tokio::select! {
+            biased;
+            () = concerning(&mut records, &text) => {}
+            () = sleep_until(until.min(Instant::now() + LOOK_EVERY)) => {}
+        }
+    }
+}
+
+/// Resolves at the next record that names the task.
+async fn concerning(records: &mut Receiver<Arc<Record>>, task: &str) {
+    loop {
+        match records.recv().await {
+            Ok(record) if record.fields.get("task").and_then(Value::as_str) == Some(task) => return,
+            Ok(_) => {}
+            Err(RecvError::Lagged(_)) => return,
+            Err(RecvError::Closed) => std::future::pending().await,
+        }
+    }
+}
