@@ -1,6 +1,6 @@
 //! MasterActor: between `Lead` and `StandDown` it hears workers, asks the ledger and the balancer, and does what they say.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -39,6 +39,8 @@ const MAX_MATCHED: usize = 1024;
 /// Entries of a shadow, and of one part of a ledger that is handed over.
 const MAX_SHADOW: usize = 256;
 const MAX_PART: usize = 3;
+/// Messages kept for a reign that is about to begin: the reports of many workers.
+const MAX_EARLY: usize = 4096;
 /// Log lines per second about tasks above debug; beyond, they are debug.
 const MAX_LINES: u32 = 200;
 
@@ -95,6 +97,8 @@ struct Legacy {
 pub struct MasterActor {
     seed: MasterSeed,
     reign: Option<Reign>,
+    /// Messages for a reign that others have heard of before us; bounded.
+    early: VecDeque<(Epoch, WorkerId, Message)>,
     legacy: Legacy,
     cluster: Option<Arc<Cluster>>,
     balancer: Balancer,
@@ -112,6 +116,7 @@ impl MasterActor {
             balancer: Balancer::new(seed.settings.balancer),
             seed,
             reign: None,
+            early: VecDeque::new(),
             legacy: Legacy::default(),
             cluster: None,
             rng: rand::make_rng(),
@@ -334,6 +339,14 @@ impl MasterActor {
         let (epoch, credit, more) = (report.epoch, report.credit, report.more);
         self.record(worker, report.results, epoch, ctx);
         self.last_part(worker, running, credit, more, now);
+        if !more {
+            // Even with nothing to acknowledge: the worker reports again until it hears of it.
+            let attempts = Vec::new();
+            self.seed.transport.do_send(Send {
+                to: worker.id,
+                message: Acknowledge { epoch, attempts }.into(),
+            });
+        }
         self.turn(ctx);
     }
 
@@ -510,10 +523,25 @@ impl MasterActor {
         let Some((epoch, what)) = under(&envelope.message) else {
             return;
         };
-        if !self.fits(from, epoch, what) {
+        if self.is_early(epoch) {
+            if self.early.len() < MAX_EARLY {
+                self.early.push_back((epoch, worker, envelope.message));
+            }
             return;
         }
-        match envelope.message {
+        if self.fits(from, epoch, what) {
+            self.act_on(worker, envelope.message, ctx);
+        }
+    }
+
+    /// Others may hear of our epoch before we are told to lead under it.
+    fn is_early(&self, epoch: Epoch) -> bool {
+        let ours = self.reign.as_ref().map_or(Epoch::NONE, |r| r.epoch);
+        epoch > ours && epoch >= self.seed.fence.current()
+    }
+
+    fn act_on(&mut self, worker: WorkerId, message: Message, ctx: &mut Context<Self>) {
+        match message {
             Message::Report(report) => self.reported(worker, report, ctx),
             Message::Results(results) => self.results(worker, results, ctx),
             Message::HandBack(back) => self.handed_back(worker, &back, ctx),
@@ -675,6 +703,11 @@ impl MasterActor {
             // The heir did not take over: on with the ledger we have.
             Some(reign) if reign.epoch == epoch => reign.frozen = false,
             _ => self.begin(epoch),
+        }
+        for (under, worker, message) in std::mem::take(&mut self.early) {
+            if under == epoch {
+                self.act_on(worker, message, ctx);
+            }
         }
         self.turn(ctx);
     }

@@ -30,6 +30,8 @@ const TELL_AGAIN: Duration = Duration::from_secs(2);
 const TOLD_AGAIN: usize = 3;
 /// Whoever leaves waits this long for a master to acknowledge what it holds.
 const LEAVE_WITHOUT: Duration = Duration::from_secs(3);
+/// A report that nobody confirms is sent again after this.
+const CONFIRMED_WITHIN: Duration = Duration::from_millis(500);
 /// A report that could not be sent is tried again after this.
 const REPORT_AGAIN: Duration = Duration::from_millis(100);
 
@@ -61,6 +63,8 @@ pub struct WorkerActor {
     /// An attempt whose time is over or that was cancelled, and how its end is to be told.
     ended: Arc<Notify>,
     reporting: bool,
+    /// The master has answered under the epoch we serve.
+    confirmed: bool,
     started: u64,
     finished: u64,
     finished_before: u64,
@@ -76,6 +80,7 @@ impl WorkerActor {
             cancels: BTreeMap::new(),
             ended: Arc::default(),
             reporting: false,
+            confirmed: false,
             started: 0,
             finished: 0,
             finished_before: 0,
@@ -102,6 +107,13 @@ impl WorkerActor {
     }
 
     fn report(&mut self, master: NodeId, epoch: Epoch, ctx: &mut Context<Self>) {
+        self.confirmed = false;
+        ctx.run_later(CONFIRMED_WITHIN, move |act, ctx| {
+            if !act.confirmed && act.desk.serving() == Some(epoch) {
+                act.desk.unserve();
+                act.serve(ctx);
+            }
+        });
         for report in self.desk.report(epoch) {
             let send = self.seed.transport.send(Send {
                 to: master,
@@ -162,12 +174,13 @@ impl WorkerActor {
     // --- commands ------------------------------------------------------------------------------------------------
 
     /// Whether a command under this epoch may be obeyed; a lower one is answered with the higher.
-    fn obeys(&self, from: NodeId, epoch: Epoch, what: &str) -> bool {
+    fn obeys(&mut self, from: NodeId, epoch: Epoch, what: &str) -> bool {
         let fence = self.seed.fence.current();
         if epoch > fence {
             self.seed.epochs.do_send(EpochSeen(epoch));
         }
         if epoch >= fence {
+            self.confirmed |= self.desk.serving() == Some(epoch);
             return true;
         }
         log::warn!(target: "worker", event = "task.refused", reason = "fenced", what = what, refused = epoch.to_string(), epoch = fence.to_string(); "a command under an old epoch is refused");
