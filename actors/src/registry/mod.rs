@@ -160,7 +160,8 @@ pub struct Timeouts {
     pub connect: Duration,
     /// For a unary call, end to end.
     pub request: Duration,
-    /// HTTP/2 keep-alive: ping after this much silence, give up after as much again.
+    /// HTTP/2 keep-alive of connections with a watch: ping after this much silence (but not before 5.5 s of it, because
+    /// etcd cuts who pings more often than every 5 s), give up when this much later there is no answer.
     pub keep_alive: Duration,
 }
 

@@ -12,7 +12,7 @@
 //! kv · leases · watch · status   the gRPC services
 //!          │ shared              one lock, the clock, the news
 //!          ▼
-//! ● store  txn  lease  watches  range  error       pure, told the time; a file can be put under `store::commit`
+//! ● store  txn  check  lease  watches  range  error  pure, told the time; a file can be put under `store::commit`
 //! ```
 //!
 //! Bounds: history by revisions and bytes ([`Limits`]); live bytes; a request by etcd's 1.5 MiB; a transaction by 128
@@ -33,6 +33,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tonic::transport::server::{Connected, Router, TcpIncoming};
 
+mod check;
 mod convert;
 mod error;
 mod kv;
