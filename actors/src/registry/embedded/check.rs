@@ -136,3 +136,120 @@ fn add_put<'a>(all: &mut Writes<'a>, key: &'a [u8]) -> Result<(), Refusal> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::txn::Delete;
+    use super::*;
+
+    fn put(key: &str) -> Op {
+        Op::Put(Put {
+            key: Bytes::from(key.to_owned()),
+            value: Bytes::new(),
+            lease: 0,
+            prev_kv: false,
+            ignore_value: false,
+            ignore_lease: false,
+        })
+    }
+
+    fn delete(key: &str, end: &str) -> Op {
+        Op::Delete(Delete {
+            keys: KeyRange::new(Bytes::from(key.to_owned()), Bytes::from(end.to_owned())),
+            prev_kv: false,
+        })
+    }
+
+    fn both(success: Vec<Op>, failure: Vec<Op>) -> Txn {
+        Txn {
+            compare: Vec::new(),
+            success,
+            failure,
+        }
+    }
+
+    fn nested(success: Vec<Op>, failure: Vec<Op>) -> Op {
+        Op::Txn(both(success, failure))
+    }
+
+    #[test]
+    fn a_key_is_written_once_however_deep_the_writes_are() {
+        let no = Err(Refusal::DuplicateKey);
+        for (ops, answer) in [
+            (vec![put("a"), put("b")], Ok(())),
+            (vec![put("a"), put("a")], no),
+            (vec![put("a"), delete("a", "")], no),
+            (vec![put("b"), delete("a", "c")], no),
+            (vec![put("c"), delete("a", "c")], Ok(())),
+            (vec![delete("a", ""), delete("a", "b")], Ok(())),
+            (vec![nested(vec![put("a")], vec![put("a")])], Ok(())),
+            (vec![nested(vec![put("a")], vec![delete("a", "")])], Ok(())),
+            (vec![put("a"), nested(vec![], vec![put("a")])], no),
+            (vec![delete("a", ""), nested(vec![put("a")], vec![])], no),
+            (vec![put("a"), nested(vec![delete("a", "")], vec![])], no),
+            (
+                vec![
+                    nested(vec![put("a")], vec![]),
+                    nested(vec![put("a")], vec![]),
+                ],
+                no,
+            ),
+            (
+                vec![
+                    nested(vec![put("a")], vec![]),
+                    nested(vec![delete("a", "")], vec![]),
+                ],
+                no,
+            ),
+            (
+                vec![
+                    nested(vec![nested(vec![put("a")], vec![])], vec![]),
+                    put("a"),
+                ],
+                no,
+            ),
+        ] {
+            assert_eq!(txn(&both(ops.clone(), vec![])), answer, "{ops:?}");
+            assert_eq!(txn(&both(vec![], ops.clone())), answer, "{ops:?}");
+        }
+    }
+
+    #[test]
+    fn operations_are_counted_along_the_nesting_and_in_all() {
+        let many = |n: usize| (0..n).map(|i| put(&i.to_string())).collect::<Vec<_>>();
+        let no = Err(Refusal::TooManyOps);
+        assert_eq!(txn(&both(many(128), many(128))), Ok(()));
+        assert_eq!(txn(&both(many(129), vec![])), no);
+        assert_eq!(txn(&both(vec![nested(many(127), vec![])], vec![])), Ok(()));
+        assert_eq!(txn(&both(vec![nested(many(128), vec![])], vec![])), no);
+        let wide = (0..100).map(|_| nested(vec![], (0..28).map(|_| delete("a", "")).collect()));
+        assert_eq!(txn(&both(wide.collect(), vec![])), no);
+    }
+
+    #[test]
+    fn what_says_nothing_or_too_much_is_refused_in_etcds_words() {
+        let of = |change: fn(&mut Put)| {
+            let Op::Put(mut op) = put("a") else {
+                unreachable!()
+            };
+            change(&mut op);
+            txn(&both(vec![Op::Put(op)], vec![]))
+                .unwrap_err()
+                .to_string()
+        };
+        assert_eq!(
+            of(|p| p.key = Bytes::new()),
+            "etcdserver: key is not provided"
+        );
+        let value = of(|p| {
+            p.ignore_value = true;
+            p.value = Bytes::from("v");
+        });
+        assert_eq!(value, "etcdserver: value is provided");
+        let lease = of(|p| {
+            p.ignore_lease = true;
+            p.lease = 1;
+        });
+        assert_eq!(lease, "etcdserver: lease is provided");
+    }
+}

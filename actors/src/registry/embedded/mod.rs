@@ -2,6 +2,8 @@
 //!
 //! It is for a cluster that does without etcd: one node (or a small process of its own) carries it, all others use it
 //! through the same [`super::etcd::EtcdBackend`] as a real etcd, and `etcdctl` works on it. It passes the same contract.
+//! (`etcdctl endpoint status` needs its `--endpoints` without `http://`: with it, etcdctl 3.4 sends the whole URL as
+//! HTTP/2's authority, and the HTTP library here takes that for a protocol error.)
 //!
 //! What it promises: etcd's semantics of KV (multi-version), Lease and Watch, with etcd's codes and words; one writer at
 //! a time, so everything is linearizable; a lease never ends because the *server* slept. What it does **not**: survive
@@ -43,6 +45,8 @@ mod range;
 mod shared;
 mod status;
 mod store;
+#[cfg(test)]
+mod tests;
 mod txn;
 mod watch;
 mod watches;
