@@ -131,6 +131,54 @@ async fn a_silent_endpoint_costs_a_read_half_its_time_and_then_nothing() {
 }
 
 #[tokio::test]
+async fn an_embedded_registry_that_ends_lets_go_of_its_watches() {
+    let address = "127.0.0.1:0".parse().expect("an address");
+    let server = Server::bind(address).await.expect("bound").spawn();
+    let backend = backend(&[server.local_addr().to_string()]);
+    let mut watch = backend.watch("/", 0).await.expect("a watch");
+    let begun = Instant::now();
+    server.stop().await.expect("it stops");
+    assert!(begun.elapsed() < Duration::from_secs(1), "nothing held it");
+    let last = tokio::time::timeout(REQUEST, watch.next()).await;
+    let last = last.expect("the watch ends");
+    assert!(matches!(
+        last,
+        None | Some(Err(RegistryError::Unreachable { .. }))
+    ));
+    assert!(is_unreachable(&in_time(backend.list("/")).await));
+}
+
+#[tokio::test]
+async fn a_new_life_of_the_embedded_registry_is_told_from_the_old_one() {
+    let address = free_address();
+    let server = Server::bind(address).await.expect("bound").spawn();
+    let backend = backend(&[address.to_string()]);
+    let lease = backend
+        .grant(Duration::from_secs(60))
+        .await
+        .expect("a lease");
+    let old = backend.txn(claim("/a")).await.expect("a transaction").stamp;
+    server.stop().await.expect("it stops");
+
+    let server = Server::bind(address).await.expect("bound").spawn();
+    let new = backend.list("/").await.expect("it works again");
+    assert!(new.kvs.is_empty());
+    assert!(new.stamp.revision > old.revision, "revisions keep rising");
+    assert_ne!(new.stamp.cluster_id, old.cluster_id);
+    let lost = RegistryError::LeaseLost { id: lease.id };
+    assert_eq!(backend.renew(lease.id).await, Err(lost));
+    let watched = backend.watch("/", old.revision + 1).await;
+    let told = match watched {
+        Ok(mut watch) => watch.next().await.expect("a last word"),
+        Err(error) => Err(error),
+    };
+    assert!(
+        matches!(told, Err(RegistryError::Compacted { oldest }) if oldest == new.stamp.revision)
+    );
+    server.stop().await.expect("it stops");
+}
+
+#[tokio::test]
 async fn after_etcd_was_killed_and_started_again_the_same_backend_works() {
     let mut etcd = Etcd::start().await;
     let backend = backend(&[etcd.url()]);

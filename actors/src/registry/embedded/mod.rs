@@ -41,6 +41,8 @@ mod error;
 mod kv;
 mod lease;
 mod leases;
+#[cfg(test)]
+mod model;
 mod range;
 mod shared;
 mod status;
@@ -60,6 +62,8 @@ use shared::Shared;
 const GRPC_OVERHEAD: usize = 512 << 10;
 /// A client that says nothing for this long is pinged, and given up after as much again.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// Clients have this long to take their leave when the server ends; a frozen one would keep it for ever.
+const GRACE: Duration = Duration::from_secs(2);
 /// Calls under way on one connection.
 const STREAMS_PER_CONNECTION: u32 = 4096;
 
@@ -220,10 +224,15 @@ impl Service {
             shutdown.await;
             shared.close();
         };
+        let too_late = async {
+            shared.closed().await;
+            tokio::time::sleep(GRACE).await;
+        };
         let router = self.router();
         tokio::select! {
             biased;
             served = router.serve_with_incoming_shutdown(incoming, ending) => served.map_err(io::Error::other),
+            () = too_late => Ok(()),
             () = self.shared.keep_time() => Ok(()),
         }
     }

@@ -151,7 +151,7 @@ impl Links {
         })
     }
 
-    /// Tries the endpoints in turn, inside one time-out.
+    /// Tries the endpoints in turn, inside one time-out. `lease` is the one that "lease not found" would be about.
     pub(super) async fn call<T, F>(
         &self,
         again: Again,
@@ -163,21 +163,14 @@ impl Links {
     {
         let deadline = Instant::now() + self.timeouts.request;
         let first = self.current.load(Ordering::Relaxed);
-        let tries = self.slots.len() * ROUNDS;
         let mut last = String::from("no time left");
-        for n in 0..tries {
+        for n in 0..self.slots.len() * ROUNDS {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 break;
             }
             let at = (first + n) % self.slots.len();
-            let share = match again {
-                Again::Always => {
-                    left / u32::try_from(self.slots.len() - n.min(self.slots.len() - 1))
-                        .unwrap_or(1)
-                }
-                Again::IfNeverLeft => left,
-            };
+            let share = self.share(again, left, n);
             match self.try_once(&self.slots[at], share, lease, &op).await {
                 Ok(answer) => {
                     self.current.store(at, Ordering::Relaxed);
@@ -191,14 +184,24 @@ impl Links {
                 Err(Failure::Unknown(why)) => {
                     last = why;
                     if again == Again::IfNeverLeft {
-                        self.current
-                            .store((at + 1) % self.slots.len(), Ordering::Relaxed);
+                        // The caller sends it again; not to the one that has just failed.
+                        let next = (at + 1) % self.slots.len();
+                        self.current.store(next, Ordering::Relaxed);
                         break;
                     }
                 }
             }
         }
         Err(self.unreachable(last))
+    }
+
+    /// How long the n-th try may take: what can be tried elsewhere leaves time for those not tried yet.
+    fn share(&self, again: Again, left: Duration, n: usize) -> Duration {
+        let untried = self.slots.len().saturating_sub(n).max(1);
+        match again {
+            Again::Always => left / u32::try_from(untried).unwrap_or(u32::MAX),
+            Again::IfNeverLeft => left,
+        }
     }
 
     async fn try_once<T, F>(
