@@ -111,6 +111,7 @@ impl EtcdBackend {
         f(Arc::clone(&self.links)).boxed()
     }
 }
+
 impl Backend for EtcdBackend {
     fn list(&self, prefix: &str) -> BoxFuture<'static, Result<Listing, RegistryError>> {
         let prefix = prefix.as_bytes().to_vec();
@@ -165,12 +166,12 @@ impl Links {
 
     /// All pages at the revision of the first.
     async fn list_once(&self, prefix: &[u8]) -> Result<Listing, RegistryError> {
-        let (first, end) = prefix_range(prefix);
-        let mut next = first;
+        let (mut next, end) = prefix_range(prefix);
         let mut limit = FIRST_PAGE;
-        let mut listing: Option<Listing> = None;
+        let mut stamp = None;
+        let mut kvs = Vec::new();
         loop {
-            let revision = listing.as_ref().map_or(0, |l| l.stamp.revision);
+            let revision = stamp.map_or(0, |stamp: Stamp| stamp.revision);
             let page = match self.page(&next, &end, revision, limit).await {
                 Err(RegistryError::Refused { why }) if limit > 1 && is_too_large(&why) => {
                     limit = (limit / 8).max(1);
@@ -182,13 +183,10 @@ impl Links {
             if let Some(last) = page.kvs.last() {
                 next = after(&last.key);
             }
-            let listing = listing.get_or_insert_with(|| Listing {
-                stamp: page.stamp,
-                kvs: Vec::new(),
-            });
-            listing.kvs.extend(page.kvs);
+            let stamp = *stamp.get_or_insert(page.stamp);
+            kvs.extend(page.kvs);
             if !page.more {
-                return Ok(listing.clone());
+                return Ok(Listing { stamp, kvs });
             }
         }
     }
@@ -238,7 +236,8 @@ impl Links {
                     kv.max_decoding_message_size(REPLY_BYTES).txn(request).await
                 }
             })
-            .await?;
+            .await
+            .map_err(|error| self.done_but_unread(error))?;
         let stamp = stamp(response.header());
         let succeeded = response.succeeded();
         let reads = response.0.responses.into_iter();
@@ -249,6 +248,14 @@ impl Links {
                 .map(|op| read_of(op.response))
                 .collect::<Result<_, _>>()?,
         })
+    }
+
+    /// A transaction whose reply was too large to read was done, so it was not refused.
+    fn done_but_unread(&self, error: RegistryError) -> RegistryError {
+        match error {
+            RegistryError::Refused { why } if is_too_large(&why) => self.unreachable(why),
+            other => other,
+        }
     }
 
     async fn grant(&self, ttl: Duration) -> Result<Lease, RegistryError> {
@@ -394,9 +401,9 @@ async fn keep_alive(channel: Channel, id: i64) -> Result<i64, EtcdError> {
     }
 }
 
-/// tonic's words for a reply beyond [`REPLY_BYTES`].
+/// tonic's words on this side for a reply beyond [`REPLY_BYTES`]; a server says the same of requests, with its own limit.
 fn is_too_large(why: &str) -> bool {
-    why.contains("decoded message length too large")
+    why.contains(&format!("the limit is: {REPLY_BYTES} bytes"))
 }
 
 /// The key after `key`.
