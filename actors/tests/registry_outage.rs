@@ -131,6 +131,33 @@ async fn a_silent_endpoint_costs_a_read_half_its_time_and_then_nothing() {
 }
 
 #[tokio::test]
+async fn a_write_that_may_have_arrived_is_not_sent_again() {
+    let address = "127.0.0.1:0".parse().expect("an address");
+    let server = Server::bind(address).await.expect("bound").spawn();
+    let alive = server.local_addr().to_string();
+    // One never answers, the other hangs up as soon as it has heard something.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let rude = tokio::net::TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("a port");
+    let silent_url = silent.local_addr().expect("its address").to_string();
+    let rude_url = rude.local_addr().expect("its address").to_string();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = rude.accept().await {
+            stream.readable().await.ok();
+        }
+    });
+    for (bad, key) in [(silent_url, "/a"), (rude_url, "/b")] {
+        let backend = backend(&[bad, alive.clone()]);
+        let first = in_time(backend.txn(claim(key))).await;
+        assert!(is_unreachable(&first), "{first:?}");
+        let again = backend.txn(claim(key)).await.expect("the other answers");
+        assert!(again.succeeded, "the first was not sent to it as well");
+    }
+    server.stop().await.expect("it stops");
+}
+
+#[tokio::test]
 async fn an_embedded_registry_that_ends_lets_go_of_its_watches() {
     let address = "127.0.0.1:0".parse().expect("an address");
     let server = Server::bind(address).await.expect("bound").spawn();
