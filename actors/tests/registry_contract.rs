@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use support::Etcd;
+use troupe_actors::registry::Timeouts;
 use troupe_actors::registry::contract::{CHECKS, COMPACTING, Check, Compact, Subject};
 use troupe_actors::registry::embedded::{Config, Running, Server};
 use troupe_actors::registry::etcd::EtcdBackend;
-use troupe_actors::registry::{Backend, Timeouts};
 
 fn backend(url: &str) -> Arc<EtcdBackend> {
     // Patient, because all checks run at once on a machine that is doing other things too.

@@ -160,9 +160,10 @@ pub struct Status {
 pub struct Timeouts {
     /// For a TCP (and TLS) connection.
     pub connect: Duration,
-    /// For a unary call, end to end.
+    /// For a unary call, end to end; a listing of many pages is one such call per page.
     pub request: Duration,
-    /// HTTP/2 keep-alive: ping after this much silence, give up after as much again.
+    /// HTTP/2 keep-alive of connections with a watch: ping after this much silence (but not before 5.5 s of it, because
+    /// etcd cuts who pings more often than every 5 s), give up when this much later there is no answer.
     pub keep_alive: Duration,
 }
 

@@ -12,20 +12,31 @@ pub(crate) struct Etcd {
     data: TempDir,
     client: SocketAddr,
     peer: SocketAddr,
+    progress: &'static str,
 }
 
 #[allow(dead_code)]
 impl Etcd {
-    /// Starts one on free ports and waits until it answers.
+    /// Starts one on free ports and waits until it answers. Watches get a progress notice every second.
     pub(crate) async fn start() -> Self {
+        Self::start_with("1s").await
+    }
+
+    /// As a default etcd: quiet watches stay quiet for ten minutes.
+    pub(crate) async fn start_quiet() -> Self {
+        Self::start_with("10m").await
+    }
+
+    async fn start_with(progress: &'static str) -> Self {
         let data = TempDir::new().expect("a temporary directory");
         let (client, peer) = (free_address(), free_address());
-        let child = launch(&data, client, peer);
+        let child = launch(&data, client, peer, progress);
         let etcd = Self {
             child,
             data,
             client,
             peer,
+            progress,
         };
         etcd.wait_until_it_answers().await;
         etcd
@@ -44,7 +55,7 @@ impl Etcd {
 
     /// Starts it again on the same ports and data.
     pub(crate) async fn restart(&mut self) {
-        self.child = launch(&self.data, self.client, self.peer);
+        self.child = launch(&self.data, self.client, self.peer, self.progress);
         self.wait_until_it_answers().await;
     }
 
@@ -88,7 +99,7 @@ impl Drop for Etcd {
 }
 
 /// By environment only: Debian's etcd refuses flags that its environment also sets.
-fn launch(data: &TempDir, client: SocketAddr, peer: SocketAddr) -> Child {
+fn launch(data: &TempDir, client: SocketAddr, peer: SocketAddr, progress: &str) -> Child {
     let (client, peer) = (format!("http://{client}"), format!("http://{peer}"));
     Command::new("etcd")
         .env("ETCD_NAME", "test")
@@ -98,7 +109,7 @@ fn launch(data: &TempDir, client: SocketAddr, peer: SocketAddr) -> Child {
         .env("ETCD_LISTEN_PEER_URLS", &peer)
         .env("ETCD_INITIAL_ADVERTISE_PEER_URLS", &peer)
         .env("ETCD_INITIAL_CLUSTER", format!("test={peer}"))
-        .env("ETCD_EXPERIMENTAL_WATCH_PROGRESS_NOTIFY_INTERVAL", "1s")
+        .env("ETCD_EXPERIMENTAL_WATCH_PROGRESS_NOTIFY_INTERVAL", progress)
         .env("ETCD_LOGGER", "zap")
         .env("ETCD_LOG_LEVEL", "error")
         .stdout(Stdio::null())

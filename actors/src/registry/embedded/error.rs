@@ -15,7 +15,7 @@ pub(crate) enum Refusal {
     /// A lease together with `ignore_lease`.
     #[error("etcdserver: lease is provided")]
     LeaseProvided,
-    /// More than [`super::txn::MAX_OPS`] operations.
+    /// More than [`super::check::MAX_OPS`] operations.
     #[error("etcdserver: too many operations in txn request")]
     TooManyOps,
     /// Two writes of one key in one transaction.

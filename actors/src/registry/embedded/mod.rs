@@ -2,6 +2,8 @@
 //!
 //! It is for a cluster that does without etcd: one node (or a small process of its own) carries it, all others use it
 //! through the same [`super::etcd::EtcdBackend`] as a real etcd, and `etcdctl` works on it. It passes the same contract.
+//! (`etcdctl endpoint status` needs its `--endpoints` without `http://`: with it, etcdctl 3.4 sends the whole URL as
+//! HTTP/2's authority, and the HTTP library here takes that for a protocol error.)
 //!
 //! What it promises: etcd's semantics of KV (multi-version), Lease and Watch, with etcd's codes and words; one writer at
 //! a time, so everything is linearizable; a lease never ends because the *server* slept. What it does **not**: survive
@@ -12,7 +14,7 @@
 //! kv · leases · watch · status   the gRPC services
 //!          │ shared              one lock, the clock, the news
 //!          ▼
-//! ● store  txn  lease  watches  range  error       pure, told the time; a file can be put under `store::commit`
+//! ● store  txn  check  lease  watches  range  error  pure, told the time; a file can be put under `store::commit`
 //! ```
 //!
 //! Bounds: history by revisions and bytes ([`Limits`]); live bytes; a request by etcd's 1.5 MiB; a transaction by 128
@@ -33,15 +35,20 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tonic::transport::server::{Connected, Router, TcpIncoming};
 
+mod check;
 mod convert;
 mod error;
 mod kv;
 mod lease;
 mod leases;
+#[cfg(test)]
+mod model;
 mod range;
 mod shared;
 mod status;
 mod store;
+#[cfg(test)]
+mod tests;
 mod txn;
 mod watch;
 mod watches;
@@ -55,6 +62,8 @@ use shared::Shared;
 const GRPC_OVERHEAD: usize = 512 << 10;
 /// A client that says nothing for this long is pinged, and given up after as much again.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// Clients have this long to take their leave when the server ends; a frozen one would keep it for ever.
+const GRACE: Duration = Duration::from_secs(2);
 /// Calls under way on one connection.
 const STREAMS_PER_CONNECTION: u32 = 4096;
 
@@ -215,10 +224,15 @@ impl Service {
             shutdown.await;
             shared.close();
         };
+        let too_late = async {
+            shared.closed().await;
+            tokio::time::sleep(GRACE).await;
+        };
         let router = self.router();
         tokio::select! {
             biased;
             served = router.serve_with_incoming_shutdown(incoming, ending) => served.map_err(io::Error::other),
+            () = too_late => Ok(()),
             () = self.shared.keep_time() => Ok(()),
         }
     }

@@ -17,6 +17,9 @@ pub(crate) struct KeyRange {
     until: Until,
 }
 
+/// Lower and upper, as `BTreeMap::range` takes them.
+type Bounds<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Until {
     Itself,
@@ -55,7 +58,7 @@ impl KeyRange {
     }
 
     /// For `BTreeMap::range`, which panics on bounds that cross: `None` for an empty range.
-    pub(crate) fn bounds(&self) -> Option<(Bound<&[u8]>, Bound<&[u8]>)> {
+    pub(crate) fn bounds(&self) -> Option<Bounds<'_>> {
         if self.is_empty() {
             return None;
         }

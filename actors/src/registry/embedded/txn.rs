@@ -1,24 +1,17 @@
 //! Requests on keys and what they answer. Pure.
 //!
-//! A request goes through three steps: `check` looks at the request alone (keys, limits, double writes), `plan` settles
+//! A request goes through three steps: [`check`] looks at the request alone (keys, limits, double writes), `plan` settles
 //! every comparison and checks what depends on the store (leases, revisions, room) before anything is written, and
 //! `apply` writes and cannot fail. So a refused transaction has changed nothing.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::check;
 use super::error::Refusal;
 use super::range::KeyRange;
 use super::store::{Changes, Record, Store};
-
-/// etcd's bound on operations in one transaction.
-pub(crate) const MAX_OPS: usize = 128;
-
-/// Bound on all operations of a tree of transactions. etcd has none; the search for double writes is quadratic, so a
-/// request of a megabyte of nested deletes and puts could hold the store for seconds.
-pub(crate) const MAX_NESTED_OPS: usize = 16 * MAX_OPS;
 
 /// What a range is sorted by, and what a comparison looks at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,19 +140,14 @@ pub(crate) struct TxnResult {
 impl Store {
     /// Does one read.
     pub(crate) fn range(&self, range: &Range) -> Result<RangeResult, Refusal> {
-        check_range(range)?;
+        check::range(range)?;
         self.check_revision(range.revision)?;
         Ok(self.read(range, self.revision()))
     }
 
     /// Does one transaction.
     pub(crate) fn txn(&mut self, txn: Txn) -> Result<TxnResult, Refusal> {
-        check_txn(&txn, MAX_OPS)?;
-        if count_ops(&txn) > MAX_NESTED_OPS {
-            return Err(Refusal::TooManyOps);
-        }
-        check_double_writes(&txn.success)?;
-        check_double_writes(&txn.failure)?;
+        check::txn(&txn)?;
         let plan = self.plan(txn);
         let mut room = 0;
         self.check_plan(&plan, &mut room)?;
@@ -380,114 +368,4 @@ fn sort(records: &mut [Arc<Record>], by: Field, descending: bool) {
     if descending {
         records.reverse();
     }
-}
-
-fn check_range(range: &Range) -> Result<(), Refusal> {
-    check_key(range.keys.from())
-}
-
-fn check_key(key: &Bytes) -> Result<(), Refusal> {
-    if key.is_empty() {
-        return Err(Refusal::EmptyKey);
-    }
-    Ok(())
-}
-
-fn check_put_request(put: &Put) -> Result<(), Refusal> {
-    check_key(&put.key)?;
-    if put.ignore_value && !put.value.is_empty() {
-        return Err(Refusal::ValueProvided);
-    }
-    if put.ignore_lease && put.lease != 0 {
-        return Err(Refusal::LeaseProvided);
-    }
-    Ok(())
-}
-
-/// `budget` operations are left at this depth; a nested transaction has what its parent leaves over, so depth is bounded too.
-fn check_txn(txn: &Txn, budget: usize) -> Result<(), Refusal> {
-    let ops = [&txn.success, &txn.failure];
-    let most = ops.iter().map(|ops| ops.len()).max().unwrap_or(0);
-    let used = most.max(txn.compare.len());
-    let left = budget.checked_sub(used).ok_or(Refusal::TooManyOps)?;
-    for compare in &txn.compare {
-        check_key(compare.keys.from())?;
-    }
-    for op in ops.into_iter().flatten() {
-        match op {
-            Op::Range(range) => check_range(range)?,
-            Op::Put(put) => check_put_request(put)?,
-            Op::Delete(delete) => check_key(delete.keys.from())?,
-            Op::Txn(txn) => check_txn(txn, left)?,
-        }
-    }
-    Ok(())
-}
-
-fn count_ops(txn: &Txn) -> usize {
-    let ops = txn.success.iter().chain(&txn.failure);
-    ops.map(|op| match op {
-        Op::Txn(txn) => 1 + count_ops(txn),
-        _ => 1,
-    })
-    .sum()
-}
-
-#[derive(Default)]
-struct Writes<'a> {
-    puts: BTreeSet<&'a [u8]>,
-    deletes: Vec<&'a KeyRange>,
-}
-
-impl Writes<'_> {
-    fn deletes(&self, key: &[u8]) -> bool {
-        self.deletes.iter().any(|range| range.contains(key))
-    }
-}
-
-/// Refuses a list of operations that would put one key twice, or put and delete it, however deep they are nested. The two
-/// branches of a nested transaction exclude each other. Stricter than etcd in one corner: a delete in a later nested
-/// transaction of what an earlier one puts, which etcd overlooks, is refused too, because here a key has one record
-/// per revision.
-fn check_double_writes(ops: &[Op]) -> Result<Writes<'_>, Refusal> {
-    let mut all = Writes::default();
-    for op in ops {
-        if let Op::Delete(delete) = op {
-            all.deletes.push(&delete.keys);
-        }
-    }
-    for op in ops {
-        if let Op::Txn(txn) = op {
-            let then = check_double_writes(&txn.success)?;
-            let otherwise = check_double_writes(&txn.failure)?;
-            add_branch(&mut all, then, otherwise)?;
-        }
-    }
-    for op in ops {
-        if let Op::Put(put) = op {
-            add_put(&mut all, &put.key)?;
-        }
-    }
-    Ok(all)
-}
-
-fn add_branch<'a>(all: &mut Writes<'a>, a: Writes<'a>, b: Writes<'a>) -> Result<(), Refusal> {
-    let deletes: Vec<&KeyRange> = a.deletes.into_iter().chain(b.deletes).collect();
-    let overlooked = |range: &&KeyRange| all.puts.iter().any(|key| range.contains(key));
-    if deletes.iter().any(overlooked) {
-        return Err(Refusal::DuplicateKey);
-    }
-    let puts: BTreeSet<&[u8]> = a.puts.union(&b.puts).copied().collect();
-    for key in puts {
-        add_put(all, key)?;
-    }
-    all.deletes.extend(deletes);
-    Ok(())
-}
-
-fn add_put<'a>(all: &mut Writes<'a>, key: &'a [u8]) -> Result<(), Refusal> {
-    if all.deletes(key) || !all.puts.insert(key) {
-        return Err(Refusal::DuplicateKey);
-    }
-    Ok(())
 }

@@ -106,8 +106,8 @@ impl Session {
                 }
             }
             Some(PbWatchRequestUnion::ProgressRequest(_)) => {
-                self.catch_up().await?;
-                self.tell_progress().await
+                let progress = self.catch_up().await?;
+                self.tell(progress).await
             }
             None => Ok(()),
         }
@@ -121,42 +121,23 @@ impl Session {
         self.tell(notice).await
     }
 
-    /// Tells all watches all they have not been told. Another write may come between `catch_up` and this, so it says how
-    /// far the stream is under the same lock in which nothing more was found.
-    async fn tell_progress(&mut self) -> Result<(), Gone> {
+    /// Tells all watches all they have not been told. Answers how far the stream then is, as found under the same lock in
+    /// which nothing more was to be told; another write may have come since.
+    async fn catch_up(&mut self) -> Result<Notice, Gone> {
         loop {
             let Self {
                 shared, watches, ..
             } = self;
             let every = shared.progress_every;
-            let (mut notices, behind, progress) = shared.with(|store, now| {
+            let (notices, behind, progress) = shared.with(|store, now| {
                 let (notices, behind) = watches.pull(store, now, every);
                 (notices, behind, watches.progress(store))
             });
-            if !behind {
-                notices.push(progress);
-            }
             for notice in notices {
                 self.tell(notice).await?;
             }
             if !behind {
-                return Ok(());
-            }
-        }
-    }
-
-    async fn catch_up(&mut self) -> Result<(), Gone> {
-        loop {
-            let Self {
-                shared, watches, ..
-            } = self;
-            let every = shared.progress_every;
-            let (notices, behind) = shared.with(|store, now| watches.pull(store, now, every));
-            for notice in notices {
-                self.tell(notice).await?;
-            }
-            if !behind {
-                return Ok(());
+                return Ok(progress);
             }
         }
     }
