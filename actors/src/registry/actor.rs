@@ -352,6 +352,7 @@ impl Session {
         let mut watches = self.open_watches().await?;
         let mut register_at = Some(Instant::now());
         let mut relist_at = Instant::now() + self.seed.settings.relist;
+        let mut probe_at = Instant::now() + self.seed.settings.timeouts.keep_alive;
         loop {
             if self.shared.borrow().retired {
                 return Ok(());
@@ -379,6 +380,11 @@ impl Session {
                     if let Some(lost) = self.renew().await? {
                         register_at = Some(Instant::now() + self.lost_registration(lost));
                     }
+                }
+                () = sleep_until(probe_at) => {
+                    // A frozen registry closes nothing: only a question that stays unanswered shows it.
+                    self.seed.backend.list(&self.keys.generation()).await?;
+                    probe_at = Instant::now() + self.seed.settings.timeouts.keep_alive;
                 }
                 () = sleep_until(relist_at) => {
                     self.relist().await?;
