@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::Value;
-use support::{LONG, Process, TROUPE, clean_env, event, free_port, request, until};
+use support::{LONG, Process, TROUPE, clean_env, event, free_port, free_ports, request, until};
 
 /// A `troupe dev --fast` on ports of its own.
 struct Dev {
@@ -20,13 +20,7 @@ struct Dev {
 impl Dev {
     fn start(nodes: usize) -> Self {
         // Node i takes base + 10 i and the port after it.
-        let base = loop {
-            let base = free_port();
-            let free = |port| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok();
-            if (0..nodes as u16).all(|i| free(base + 10 * i) && free(base + 10 * i + 1)) {
-                break base;
-            }
-        };
+        let base = free_ports(10 * nodes as u16);
         let mut command = Command::new(TROUPE);
         command
             .args(["dev", "--fast", "--nodes", &nodes.to_string()])

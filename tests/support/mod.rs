@@ -11,6 +11,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -23,24 +24,35 @@ pub const LONG: Duration = Duration::from_secs(30);
 /// The binary under test.
 pub const TROUPE: &str = env!("CARGO_BIN_EXE_troupe");
 
-/// Ports that were free a moment ago, `n` in a row are not needed: each is its own.
+/// A port that was free a moment ago and that no other test of this process is given.
 pub fn free_port() -> u16 {
-    // Below the range that the kernel gives to outgoing connections, so that nobody takes it in between.
-    static NEXT: std::sync::atomic::AtomicU16 = std::sync::atomic::AtomicU16::new(0);
-    let start = 11_000 + (std::process::id() % 1000) as u16 * 20;
+    free_ports(1)
+}
+
+/// The first of `n` such ports in a row.
+pub fn free_ports(n: u16) -> u16 {
+    // Below the range that the kernel gives to outgoing connections; each test binary begins elsewhere.
+    const FIRST: u32 = 11_000;
+    const COUNT: u32 = 20_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let begin = std::process::id().wrapping_mul(379) % COUNT;
     loop {
-        let step = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let port = 11_000 + (start - 11_000 + step) % 20_000;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+        let step = NEXT.fetch_add(u32::from(n), Ordering::Relaxed);
+        let port = (FIRST + (begin + step) % (COUNT - 200)) as u16;
+        let free = |port| TcpListener::bind(("127.0.0.1", port)).is_ok();
+        if (port..port + n).all(free) {
             return port;
         }
     }
 }
 
+/// When a line came, and what it said.
+type Line = (Instant, Value);
+
 /// Lines that a process has printed, and a way to wait for one.
 #[derive(Clone, Default)]
 pub struct Lines {
-    inner: Arc<(Mutex<Vec<(Instant, Value)>>, Condvar)>,
+    inner: Arc<(Mutex<Vec<Line>>, Condvar)>,
 }
 
 impl Lines {
@@ -309,13 +321,7 @@ impl Node {
 
     /// Starts a node on loopback with further arguments.
     pub fn start_with(name: &str, registry: &str, more: &[&str]) -> Self {
-        // Two ports of their own, next to each other.
-        let port = loop {
-            let port = free_port();
-            if TcpListener::bind(("127.0.0.1", port + 1)).is_ok() {
-                break port;
-            }
-        };
+        let port = free_ports(2);
         Self::start_at(name, registry, port, more)
     }
 
