@@ -44,6 +44,11 @@ impl AdminActor {
         }
     }
 
+    /// The routes of this life, to be asked without a connection.
+    pub fn router(&self) -> Router {
+        self.router.clone()
+    }
+
     fn open(&self) -> std::io::Result<()> {
         let listener = self.seed.listener.try_clone()?;
         listener.set_nonblocking(true)?;
@@ -56,7 +61,7 @@ impl AdminActor {
     fn answer(&self, from: NodeId, request: ApiRequest) {
         let (office, router) = (Arc::clone(&self.office), self.router.clone());
         actix_rt::spawn(async move {
-            let answer = answer_carried(&office, router, from, request).await;
+            let answer = answer_carried(&office, router, request).await;
             send_back(&office, from, answer).await;
         });
     }

@@ -20,7 +20,6 @@ use tower::ServiceExt;
 
 use super::office::Office;
 use super::reply::ApiError;
-use crate::id::NodeId;
 use crate::wire::{ApiRequest, ApiResponse};
 
 mod cluster;
@@ -61,18 +60,13 @@ pub fn router(office: Arc<Office>) -> Router {
 }
 
 /// Marks a request that another node carried here: it is answered here or not at all.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Carried(pub(crate) NodeId);
+#[derive(Clone, Copy)]
+struct Carried;
 
 /// Answers a request that another node carried here. Never fails: a refusal is an answer too.
-pub async fn answer_carried(
-    office: &Office,
-    router: Router,
-    from: NodeId,
-    request: ApiRequest,
-) -> ApiResponse {
+pub async fn answer_carried(office: &Office, router: Router, request: ApiRequest) -> ApiResponse {
     let nonce = request.nonce;
-    let answer = match (office.relayed.try_acquire(), rebuild(from, request)) {
+    let answer = match (office.relayed.try_acquire(), rebuild(request)) {
         (_, Err(error)) => error.into_response(),
         (Err(_), _) => {
             ApiError::unavailable("busy", "too many carried requests", 1).into_response()
@@ -90,13 +84,13 @@ pub async fn answer_carried(
     pack(nonce, answer).await
 }
 
-fn rebuild(from: NodeId, request: ApiRequest) -> Result<Request, ApiError> {
+fn rebuild(request: ApiRequest) -> Result<Request, ApiError> {
     let method = Method::from_bytes(request.method.as_bytes()).map_err(ApiError::bad)?;
     let uri: Uri = request.path.parse().map_err(ApiError::bad)?;
     let mut rebuilt = Request::new(Body::from(request.body));
     *rebuilt.method_mut() = method;
     *rebuilt.uri_mut() = uri;
-    rebuilt.extensions_mut().insert(Carried(from));
+    rebuilt.extensions_mut().insert(Carried);
     Ok(rebuilt)
 }
 
