@@ -73,7 +73,18 @@ fn tasks(lines: &[(Instant, Value)], name: &str) -> Vec<(String, String)> {
 fn a_killed_master_is_replaced_in_detection_time_and_running_attempts_are_adopted() {
     let mut times = Vec::new();
     let mut adopted_in_all = 0;
-    let mut cluster = Cluster::start(3);
+    // Several tasks run at any time, for longer than a fail-over takes.
+    let busy = [
+        "--set",
+        "generator.every=50ms",
+        "--set",
+        "worker.delay_min=200ms",
+        "--set",
+        "worker.delay_max=600ms",
+        "--set",
+        "worker.capacity=32",
+    ];
+    let mut cluster = Cluster::start_with(3, &busy);
     for _ in 0..rounds() {
         let old = leader(&cluster);
         cluster.wait_task(&old);
@@ -339,7 +350,7 @@ fn an_embedded_registry_that_comes_back_empty_gets_everybody_again_under_one_new
 fn thirty_nodes_see_each_other_and_replace_their_master() {
     let n = 30;
     let etcd = Etcd::start();
-    let mut nodes: Vec<Node> = (1..=n)
+    let nodes: Vec<Node> = (1..=n)
         .map(|i| Node::start(&format!("n{i}"), &etcd.url()))
         .collect();
     let last = Instant::now();

@@ -16,10 +16,11 @@ use futures_util::StreamExt;
 use serde_json::{Map, Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tower::ServiceExt;
-use troupe_actors::admin::{ActorView, Actors, AdminActor, AdminReborn, AdminSeed, AdminSettings};
+use troupe_actors::admin::{ActorView, Actors, AdminActor, AdminSeed, AdminSettings};
 use troupe_actors::cluster::{
     Cluster, ClusterChanged, Identity, Master, MasterRecord, Member, MemberState, Registration,
 };
+use troupe_actors::discovery::Reborn;
 use troupe_actors::discovery::{NewMaster, StepDown, StepDownError};
 use troupe_actors::events::EventLog;
 use troupe_actors::id::{Epoch, Generation, Incarnation, NodeId, TaskId};
@@ -144,7 +145,7 @@ plays! {
             None => Err(StepDownError::NoHeir("alone".into())),
         }
     };
-    "discovery" AdminReborn => (), |script, _| script.reborn += 1;
+    "discovery" Reborn => (), |script, _| script.reborn += 1;
 }
 
 /// Carries by encoding and decoding, as a socket would.

@@ -1089,6 +1089,10 @@ async fn the_actor_may_live_on_another_thread_than_its_port() {
     let mut a = Plan::new(1).start().await;
     let b = Plan::new(2).start().await;
     b.life.abort();
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "the test decides which thread runs what"
+    )]
     let arbiter = actix::Arbiter::new();
     let seed = b.seed.clone();
     let handle = arbiter.handle();
