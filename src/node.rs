@@ -50,6 +50,9 @@ const EXIT_GAVE_UP: u8 = 70;
 const EXIT_CONFIG: u8 = 78;
 /// Where the embedded registry of a machine is.
 const EMBEDDED: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 2379);
+/// Actors that carry the answer to an operator, and how long it may take.
+const CARRIERS: [&str; 2] = ["transport", "admin"];
+const CARRIER_GRACE: Duration = Duration::from_millis(50);
 /// Messages that wait for an actor before a sender is held back.
 const MAILBOX: usize = 1024;
 
@@ -508,10 +511,22 @@ impl Actors for Tree {
             .0
             .get()
             .ok_or("the supervision tree is still growing")?;
-        let name = name.to_owned();
-        supervisor
-            .kill(&Kill { name, how })
-            .map_err(|err| err.to_string())
+        let kill = Kill {
+            name: name.to_owned(),
+            how,
+        };
+        if !CARRIERS.contains(&name) {
+            return supervisor.kill(&kill).map_err(|err| err.to_string());
+        }
+        // The answer goes through this very actor: it is broken a moment later.
+        let supervisor = supervisor.clone();
+        actix_rt::spawn(async move {
+            tokio::time::sleep(CARRIER_GRACE).await;
+            if let Err(err) = supervisor.kill(&kill) {
+                log::warn!(target: "node", event = "actor.not_killed", err = err.to_string(); "an actor was not broken as asked");
+            }
+        });
+        Ok(())
     }
 }
 
