@@ -403,15 +403,16 @@ fn an_idle_node_is_small_and_quiet() {
     }
 }
 
-/// User and system time of a process so far, seconds.
+/// Time that all threads of a process have had on a core so far, seconds.
 fn cpu(pid: u32) -> f64 {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let fields: Vec<&str> = stat
-        .rsplit(") ")
-        .next()
-        .unwrap()
-        .split_whitespace()
-        .collect();
-    let ticks: f64 = fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap();
-    ticks / 100.0
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let nanos = threads.map(|thread| {
+        let stat = thread.unwrap().path().join("schedstat");
+        let stat = std::fs::read_to_string(stat).unwrap_or_default();
+        stat.split_whitespace()
+            .next()
+            .and_then(|n| n.parse::<f64>().ok())
+            .unwrap_or(0.0)
+    });
+    nanos.sum::<f64>() / 1e9
 }

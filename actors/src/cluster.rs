@@ -185,10 +185,42 @@ impl Cluster {
         self.members.iter().find(|m| m.registration.id == id)
     }
 
+    /// Whether this picture differs from another in what must be told at once; round-trip times and lag may wait.
+    pub fn differs_decisively(&self, other: &Self) -> bool {
+        decisive(self) != decisive(other)
+    }
+
     /// The member with this name.
     pub fn named(&self, name: &str) -> Option<&Member> {
         self.members.iter().find(|m| m.registration.name == name)
     }
+}
+
+fn decisive(c: &Cluster) -> impl PartialEq + use<> {
+    let members: Vec<_> = c
+        .members
+        .iter()
+        .map(|m| {
+            let r = &m.registration;
+            (
+                r.id,
+                m.incarnation,
+                m.state,
+                m.session,
+                m.registry,
+                m.unheard.clone(),
+            )
+        })
+        .collect();
+    (
+        members,
+        c.master.clone(),
+        c.epoch,
+        c.leading,
+        c.registry,
+        c.incarnation,
+        c.generation,
+    )
 }
 
 /// The picture has changed.

@@ -2,23 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use actix::{
-    Actor, ActorFutureExt, AsyncContext, Context, Handler, Recipient, ResponseActFuture, WrapFuture,
-};
+use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, ResponseActFuture, WrapFuture};
 
 use super::election::{Ballot, Candidate, Decision, Election, Why};
 use super::membership::{Challenged, Link, Membership, Peer};
+pub use super::ports::{DiscoverySeed, MasterPorts, RegistryPorts, TransportPorts};
 use super::suspicion::{LocalHealth, Wakefulness};
 use super::verdict::{Evidence, Step, Windows, challenges_in_view, judge};
-use super::{DiscoverySettings, EpochSeen, NewMaster, Reborn, Retire, StepDown, StepDownError};
-use crate::cluster::{
-    Cluster, ClusterChanged, Fence, Identity, Master, Member, MemberRemoved, MemberState,
-};
+use super::{EpochSeen, NewMaster, Reborn, Retire, StepDown, StepDownError};
+use crate::cluster::{Cluster, ClusterChanged, Master, Member, MemberRemoved, MemberState};
 use crate::id::{Epoch, Incarnation, NodeId};
-use crate::master::{HandOverTo, Lead, MasterPulse, MasterReborn, StandDown};
+use crate::master::{HandOverTo, Lead, MasterReborn, StandDown};
 use crate::registry::actor::{Challenge, Claim, Condemn, RegistryEvent, Relist, Resend, Resign};
 use crate::registry::session::View;
 use crate::transport::{
@@ -39,78 +36,6 @@ const HEIR_PATIENCE: Duration = Duration::from_secs(2);
 const WARM: usize = 3;
 /// Members named in a heartbeat as unheard, at the most.
 const MAX_UNHEARD: usize = 64;
-
-/// What a DiscoveryActor is made of.
-#[derive(Clone)]
-pub struct DiscoverySeed {
-    /// Knobs.
-    pub settings: DiscoverySettings,
-    /// Who we are.
-    pub identity: Identity,
-    /// The highest epoch seen.
-    pub fence: Fence,
-    /// To RegistryActor.
-    pub registry: RegistryPorts,
-    /// To TransportActor.
-    pub transport: TransportPorts,
-    /// To MasterActor.
-    pub master: MasterPorts,
-    /// Who is told of each new picture.
-    pub cluster: Vec<Recipient<ClusterChanged>>,
-    /// Who is told of each removed member.
-    pub removed: Vec<Recipient<MemberRemoved>>,
-    /// This node is leaving; it does not come back because an actor crashed.
-    pub leaving: Arc<AtomicBool>,
-    /// The master hangs: the key is given back, the process must go (70).
-    pub hung: Arc<dyn Fn(String) + std::marker::Send + Sync>,
-}
-
-/// To RegistryActor.
-#[derive(Clone)]
-pub struct RegistryPorts {
-    /// Claims.
-    pub claim: Recipient<Claim>,
-    /// Verdicts.
-    pub condemn: Recipient<Condemn>,
-    /// Challenges.
-    pub challenge: Recipient<Challenge>,
-    /// Giving the key back.
-    pub resign: Recipient<Resign>,
-    /// Doubts.
-    pub relist: Recipient<Relist>,
-    /// A new life's question.
-    pub resend: Recipient<Resend>,
-}
-
-/// To TransportActor.
-#[derive(Clone)]
-pub struct TransportPorts {
-    /// Sessions to keep.
-    pub peers: Recipient<Peers>,
-    /// Who we are now.
-    pub incarnated: Recipient<Incarnated>,
-    /// One message.
-    pub send: Recipient<Send>,
-    /// One message to all.
-    pub broadcast: Recipient<Broadcast>,
-    /// Looks for a witness.
-    pub dial: Recipient<Dial>,
-    /// A new life's question.
-    pub sessions: Recipient<AskSessions>,
-}
-
-/// To MasterActor.
-#[derive(Clone)]
-pub struct MasterPorts {
-    /// A reign begins.
-    pub lead: Recipient<Lead>,
-    /// It ends.
-    pub stand_down: Recipient<StandDown>,
-    /// It goes to another.
-    pub hand_over: Recipient<HandOverTo>,
-    /// When MasterActor last had a turn.
-    pub pulse: MasterPulse,
-}
 
 /// See the module page.
 pub struct DiscoveryActor {
@@ -203,18 +128,35 @@ impl DiscoveryActor {
             self.beat(now);
         }
         self.watch_master(ctx, now);
-        self.turn(ctx);
+        self.decide(ctx, now);
+        let due = self
+            .told
+            .as_ref()
+            .is_none_or(|(_, at)| now.saturating_duration_since(*at) >= TELL_EVERY);
+        if due {
+            self.tell(now);
+        }
+    }
+
+    /// Something has happened: decides, and tells the new picture.
+    fn turn(&mut self, ctx: &mut Context<Self>) {
+        let now = Instant::now();
+        self.decide(ctx, now);
+        self.tell(now);
     }
 
     /// Asks the cores and does what they say.
-    fn turn(&mut self, ctx: &mut Context<Self>) {
-        let now = Instant::now();
+    fn decide(&mut self, ctx: &mut Context<Self>, now: Instant) {
         let (reach, windows) = (self.ballot().reach(), self.windows());
-        for step in judge(&mut self.table, reach, windows, now) {
+        let steps = judge(&mut self.table, reach, windows, now);
+        let changed = !steps.is_empty();
+        for step in steps {
             self.perform(step, ctx, now);
         }
         self.elect(ctx, now);
-        self.tell(now);
+        if changed {
+            self.tell(now);
+        }
     }
 
     fn windows(&self) -> Windows {
@@ -397,6 +339,8 @@ impl DiscoveryActor {
 
     fn lose_mastership(&mut self, epoch: Epoch, why: &str) {
         self.leading = None;
+        // Whoever reads the picture hears of it with the next tick at the latest.
+        self.told = None;
         self.reborn_master = false;
         log::warn!(target: "discovery", event = "master.demoted", epoch = epoch.to_string(), seen = self.seed.fence.current().to_string(), reason = why; "this node is no longer master");
         let why = why.to_owned();
@@ -582,8 +526,7 @@ impl DiscoveryActor {
         let due = match &self.told {
             None => true,
             Some((old, at)) => {
-                now.saturating_duration_since(*at) >= TELL_EVERY
-                    || decisive(old) != decisive(&picture)
+                now.saturating_duration_since(*at) >= TELL_EVERY || old.differs_decisively(&picture)
             }
         };
         if !due {
@@ -647,15 +590,10 @@ impl DiscoveryActor {
             generation: self.us.generation,
             registry: self.registry,
             epoch: self.seed.fence.current(),
-            master: self.seated(),
+            master: self.view.seated().cloned(),
             leading: self.leading.is_some(),
             members,
         }
-    }
-
-    /// The seated master; our own reign counts from the moment it was won, before the view says so.
-    fn seated(&self) -> Option<Master> {
-        self.view.seated().cloned()
     }
 
     fn tell_peers(&self) {
@@ -889,34 +827,6 @@ fn candidate(peer: &Peer) -> Candidate {
     }
 }
 
-/// What must be told at once; the rest of a picture may wait a second.
-fn decisive(c: &Cluster) -> impl PartialEq + use<> {
-    let members: Vec<_> = c
-        .members
-        .iter()
-        .map(|m| {
-            let r = &m.registration;
-            (
-                r.id,
-                m.incarnation,
-                m.state,
-                m.session,
-                m.registry,
-                m.unheard.clone(),
-            )
-        })
-        .collect();
-    (
-        members,
-        c.master.clone(),
-        c.epoch,
-        c.leading,
-        c.registry,
-        c.incarnation,
-        c.generation,
-    )
-}
-
 impl Actor for DiscoveryActor {
     type Context = Context<Self>;
 
@@ -966,7 +876,11 @@ impl Handler<SessionEvent> for DiscoveryActor {
                 self.heard.insert(peer.id, (peer.incarnation, heard));
                 let now = Instant::now();
                 self.table.session_up(peer.id, peer.incarnation, now);
-                self.beat_to(peer.id, now);
+                if self.table.peers.contains_key(&peer.id) {
+                    // The first heartbeat of a session goes at once: it carries the epoch.
+                    self.last_beat = Some(now);
+                    self.beat(now);
+                }
             }
             SessionEvent::Down {
                 id, incarnation, ..
@@ -983,16 +897,6 @@ impl Handler<SessionEvent> for DiscoveryActor {
             SessionEvent::Refused { .. } => {}
         }
         self.turn(ctx);
-    }
-}
-
-impl DiscoveryActor {
-    /// The first heartbeat of a session goes at once: it carries the epoch.
-    fn beat_to(&mut self, id: NodeId, now: Instant) {
-        if self.table.peers.contains_key(&id) {
-            self.last_beat = Some(now);
-            self.beat(now);
-        }
     }
 }
 

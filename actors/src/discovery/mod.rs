@@ -6,6 +6,7 @@
 pub mod actor;
 pub mod election;
 pub mod membership;
+pub mod ports;
 pub mod suspicion;
 pub mod verdict;
 

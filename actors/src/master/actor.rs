@@ -33,7 +33,7 @@ use crate::wire::{
 use crate::worker::actor::token;
 
 /// MasterActor has a turn at least this often: the pulse that discovery watches.
-const TICK: Duration = Duration::from_millis(50);
+const TICK: Duration = Duration::from_millis(100);
 /// Tasks looked at for an executor in one turn.
 const MAX_MATCHED: usize = 1024;
 /// Entries of a shadow, and of one part of a ledger that is handed over.
