@@ -13,7 +13,7 @@ pub use super::ports::{DiscoverySeed, MasterPorts, RegistryPorts, TransportPorts
 use super::suspicion::{LocalHealth, Wakefulness};
 use super::verdict::{Evidence, Step, Windows, challenges_in_view, judge};
 use super::{EpochSeen, NewMaster, Reborn, Retire, StepDown, StepDownError};
-use crate::cluster::{Cluster, ClusterChanged, Master, Member, MemberRemoved, MemberState};
+use crate::cluster::{Cluster, ClusterChanged, Member, MemberRemoved, MemberState};
 use crate::id::{Epoch, Incarnation, NodeId};
 use crate::master::{HandOverTo, Lead, MasterReborn, StandDown};
 use crate::registry::actor::{Challenge, Claim, Condemn, RegistryEvent, Relist, Resend, Resign};
