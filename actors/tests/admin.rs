@@ -20,8 +20,7 @@ use troupe_actors::admin::{ActorView, Actors, AdminActor, AdminSeed, AdminSettin
 use troupe_actors::cluster::{
     Cluster, ClusterChanged, Identity, Master, MasterRecord, Member, MemberState, Registration,
 };
-use troupe_actors::discovery::Reborn;
-use troupe_actors::discovery::{NewMaster, StepDown, StepDownError};
+use troupe_actors::discovery::{NewMaster, Reborn, StepDown, StepDownError};
 use troupe_actors::events::EventLog;
 use troupe_actors::id::{Epoch, Generation, Incarnation, NodeId, TaskId};
 use troupe_actors::master::{
@@ -958,7 +957,7 @@ async fn a_stream_resumes_after_the_last_event_id() {
     for n in 1..=3 {
         node.log(json!({"event": "task.created", "n": n}));
     }
-    node.log(json!({"msg": "a plain line"}));
+    node.log(json!({"event": "log", "msg": "a plain line"}));
     let mut reader = node.follow("/v1/events", &[("last-event-id", "2")]).await;
     let third = "id: 3\ndata: {\"event\":\"task.created\",\"n\":3,\"seq\":3}\n\n";
     assert_eq!(reader.next().await, third);

@@ -1,57 +1,86 @@
-//! The command line's questions to a node's admin API: data on stdout, messages on stderr.
+//! The command line's other end: each command asks a node's admin API and shows the answer.
 //!
-//! Exit codes: 0 ok · 1 it failed · 2 usage · 3 no such thing · 69 nobody answers there.
+//! Data on stdout, words on stderr. Exit codes: 0 done, 1 the node said no, 2 usage, 3 no such thing, 69 nobody answers.
+//! A reader of stdout that went away (`troupe events -f | head`) ends the command quietly.
 
-mod http;
-mod table;
+mod api;
+mod follow;
+mod registry;
+mod say;
+mod show;
+mod submit;
+mod tasks;
 
-use std::io::Write;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use serde_json::{Value, json};
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use troupe_actors::admin::{
+    ActorsView, DrainView, KilledView, MasterView, MembersView, StatusView,
+};
+use troupe_actors::discovery::NewMaster;
 
-use crate::cli::{Command, How, RegistryCommand, SubmitArgs, TasksCommand, pair};
-use http::{Api, Failure};
+use self::api::{Api, Failure, Json, query, segment};
+use self::say::Screen;
+pub use self::say::say;
+use crate::cli::{Command, How, RegistryCommand, TasksCommand};
 
-/// `registry watch` looks this often.
-const WATCH_EVERY: Duration = Duration::from_secs(1);
-/// `drain --wait` looks this often, for this long at the most.
-const DRAIN_LOOK: Duration = Duration::from_millis(200);
-const DRAIN_PATIENCE: Duration = Duration::from_secs(300);
+/// Pause between two looks at the view while a drain is waited for.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 
-/// Writes a line to stdout; a reader that is gone is no failure.
-pub fn say(line: &str) {
-    writeln!(std::io::stdout().lock(), "{line}").ok();
-}
-
-/// Does one command; answers the exit code.
+/// Does a command against the node at `api`; answers the exit code.
 pub async fn run(api: &str, json: bool, command: Command) -> u8 {
-    let api = Api::new(api);
-    match ask(&api, json, command).await {
+    let outcome = match Api::new(api) {
+        Ok(api) => dispatch(&api, &Screen::new(json), command).await,
+        Err(failure) => Err(failure),
+    };
+    match outcome {
         Ok(()) => 0,
         Err(failure) => {
-            eprintln!("troupe: {failure}");
-            failure.exit_code()
+            if let Some(words) = failure.words() {
+                say::complain(&words);
+            }
+            failure.code()
         }
     }
 }
 
-async fn ask(api: &Api, json: bool, command: Command) -> Result<(), Failure> {
+async fn dispatch(api: &Api, screen: &Screen, command: Command) -> Result<(), Failure> {
     match command {
-        Command::Members => show(json, &api.get("/v1/members").await?, table::members),
-        Command::Status => show(json, &api.get("/v1/status").await?, table::status),
-        Command::Master => show(json, &api.get("/v1/master").await?, table::master),
-        Command::Actors => show(json, &api.get("/v1/actors").await?, table::actors),
-        Command::Kill { actor, node, how } => kill(api, json, &actor, node.as_deref(), how).await?,
-        Command::StepDown => change_master(api, json, "/v1/master/step-down").await?,
-        Command::Promote { node } => {
-            change_master(api, json, &format!("/v1/members/{}/promote", escape(&node))).await?;
+        Command::Members => {
+            let view = api.get("/v1/members").await?;
+            screen.answer(view, |v: &MembersView| show::members(v, SystemTime::now()))
         }
-        Command::Drain { node, wait } => drain(api, json, node, wait).await?,
-        Command::Submit(args) => submit(api, json, &args).await?,
-        Command::Tasks(command) => tasks(api, json, command).await?,
+        Command::Status => {
+            let view = api.get("/v1/status").await?;
+            screen.answer(view, |v: &StatusView| show::status(v, SystemTime::now()))
+        }
+        Command::Master => {
+            let view = api.get("/v1/master").await?;
+            screen.answer(view, |v: &MasterView| show::master(v, SystemTime::now()))
+        }
+        Command::Actors => {
+            let view = api.get("/v1/actors").await?;
+            screen.answer(view, |v: &ActorsView| show::actors(v))
+        }
+        Command::Kill { actor, node, how } => kill(api, screen, &actor, node, how).await,
+        Command::StepDown => hand_over(api, screen, "/v1/master/step-down").await,
+        Command::Promote { node } => {
+            let path = format!("/v1/members/{}/promote", segment(&node));
+            hand_over(api, screen, &path).await
+        }
+        Command::Drain { node, wait } => drain(api, screen, node, wait).await,
+        Command::Submit(args) => submit::submit(api, screen, args).await,
+        Command::Tasks(TasksCommand::Ls { state, job, limit }) => {
+            tasks::list(api, screen, state, job, limit).await
+        }
+        Command::Tasks(TasksCommand::Get { id, wait }) => {
+            tasks::get(api, screen, &id, wait.as_deref()).await
+        }
         Command::Events { follow, since } => {
-            records(api, json, follow, &format!("/v1/events?since={since}")).await?;
+            let since = (since > 0).then(|| since.to_string());
+            let path = query("/v1/events", &[("since", since.as_deref())]);
+            follow::records(api, screen, path, follow).await
         }
         Command::Logs {
             follow,
@@ -60,293 +89,99 @@ async fn ask(api: &Api, json: bool, command: Command) -> Result<(), Failure> {
             task,
             actor,
         } => {
-            let filters = [
-                ("node", node),
-                ("level", level),
-                ("task", task),
-                ("actor", actor),
+            let wanted = [
+                ("node", node.as_deref()),
+                ("level", level.as_deref()),
+                ("task", task.as_deref()),
+                ("actor", actor.as_deref()),
             ];
-            let query: String = filters
-                .into_iter()
-                .filter_map(|(key, value)| Some(format!("&{key}={}", escape(&value?))))
-                .collect();
-            records(api, json, follow, &format!("/v1/logs?since=0{query}")).await?;
+            follow::records(api, screen, query("/v1/logs", &wanted), follow).await
         }
-        Command::Registry(command) => registry(api, json, command).await?,
-        // What does not ask a node is done in main.
+        Command::Registry(RegistryCommand::Ls { prefix }) => {
+            registry::list(api, screen, &prefix).await
+        }
+        Command::Registry(RegistryCommand::Get { prefix }) => {
+            registry::get(api, screen, &prefix).await
+        }
+        Command::Registry(RegistryCommand::Watch { prefix }) => {
+            registry::watch(api, screen, &prefix).await
+        }
         Command::Dev(_)
         | Command::Run(_)
+        | Command::Registry(RegistryCommand::Serve { .. })
         | Command::Config { .. }
         | Command::Version
-        | Command::Completions { .. } => {}
-    }
-    Ok(())
-}
-
-fn show(json: bool, value: &Value, table: fn(&Value) -> String) {
-    if json {
-        say(&value.to_string());
-    } else {
-        say(table(value).trim_end());
+        | Command::Completions { .. } => Err(Failure::Usage(
+            "this command asks no node; it is done elsewhere".to_owned(),
+        )),
     }
 }
 
 async fn kill(
     api: &Api,
-    json: bool,
+    screen: &Screen,
     actor: &str,
-    node: Option<&str>,
+    node: Option<String>,
     how: How,
 ) -> Result<(), Failure> {
+    let path = format!("/v1/actors/{}/kill", segment(actor));
+    let path = query(&path, &[("node", node.as_deref())]);
     let how = match how {
         How::Panic => "panic",
         How::Stop => "stop",
         How::Hang => "hang",
     };
-    let on = node.map_or_else(String::new, |node| format!("?node={}", escape(node)));
-    let path = format!("/v1/actors/{}/kill{on}", escape(actor));
-    let done = api.post(&path, &json!({ "how": how })).await?;
-    show(json, &done, |done| {
+    let killed = api.post(&path, json!({ "how": how }).to_string()).await?;
+    screen.answer(killed, |k: &KilledView| {
+        format!("{} at {}: {}", k.actor, k.node, k.how)
+    })
+}
+
+async fn hand_over(api: &Api, screen: &Screen, path: &str) -> Result<(), Failure> {
+    let new = api.post(path, String::new()).await?;
+    screen.answer(new, |new: &NewMaster| {
+        let open = new.handed_over;
         format!(
-            "{} on {}: {}",
-            text(done, "actor"),
-            text(done, "node"),
-            text(done, "how")
+            "{} leads under {}; {open} open tasks went over",
+            new.name, new.epoch
         )
-    });
-    Ok(())
+    })
 }
 
-async fn change_master(api: &Api, json: bool, path: &str) -> Result<(), Failure> {
-    let new = api.post(path, &Value::Null).await?;
-    show(json, &new, |new| {
-        let handed = new["handed_over"].as_u64().unwrap_or(0);
-        format!(
-            "{} leads under epoch {}; {handed} open tasks went over",
-            text(new, "name"),
-            text(new, "epoch")
-        )
-    });
-    Ok(())
-}
-
-async fn drain(api: &Api, json: bool, node: Option<String>, wait: bool) -> Result<(), Failure> {
-    let node = match node {
-        Some(node) => node,
-        None => text(&api.get("/v1/status").await?, "node").to_owned(),
-    };
-    let path = format!("/v1/members/{}/drain", escape(&node));
-    let answer = api.post(&path, &Value::Null).await?;
-    if wait {
-        wait_until_gone(api, &node).await?;
+async fn drain(
+    api: &Api,
+    screen: &Screen,
+    node: Option<String>,
+    wait: bool,
+) -> Result<(), Failure> {
+    let asked: StatusView = read(api.get("/v1/status").await?)?;
+    let name = node.unwrap_or_else(|| asked.node.clone());
+    let before: MembersView = read(api.get("/v1/members").await?)?;
+    let member = before.members.iter().find(|m| m.name == name);
+    let path = format!("/v1/members/{}/drain", segment(&name));
+    let begun = api.post(&path, String::new()).await?;
+    if !wait {
+        return screen.answer(begun, |d: &DrainView| format!("{} drains", d.node));
     }
-    show(json, &answer, |a| {
-        format!("{} is draining", text(a, "node"))
-    });
-    Ok(())
-}
-
-async fn wait_until_gone(api: &Api, node: &str) -> Result<(), Failure> {
-    let deadline = tokio::time::Instant::now() + DRAIN_PATIENCE;
+    let Some(member) = member else {
+        return screen.answer(begun, |d: &DrainView| format!("{} was no member", d.node));
+    };
+    let itself = member.id == asked.id;
     loop {
-        match api.get("/v1/members").await {
-            Ok(members) if !names(&members).contains(&node) => return Ok(()),
-            // The node that is asked is the one that leaves: it is gone.
-            Err(Failure::Unreachable { .. }) => return Ok(()),
-            _ if tokio::time::Instant::now() >= deadline => {
-                let waited = DRAIN_PATIENCE.as_secs();
-                return Err(Failure::Failed(format!(
-                    "{node} is still a member after {waited} s"
-                )));
-            }
-            _ => tokio::time::sleep(DRAIN_LOOK).await,
+        match api.get("/v1/members").await.and_then(read::<MembersView>) {
+            Ok(view) if view.members.iter().all(|m| m.id != member.id) => break,
+            // The asked node itself leaves: that it no longer answers is what was waited for.
+            Err(Failure::Nobody { .. }) if itself => break,
+            Err(failure @ Failure::Nobody { .. }) => return Err(failure),
+            // A refusal while it changes hands.
+            Ok(_) | Err(_) => tokio::time::sleep(LOOK_EVERY).await,
         }
     }
+    let gone = json!({ "node": name, "draining": false, "gone": true });
+    screen.value(&gone, || format!("{name} is gone"))
 }
 
-fn names(members: &Value) -> Vec<&str> {
-    let members = members["members"].as_array();
-    members
-        .into_iter()
-        .flatten()
-        .filter_map(|m| m["name"].as_str())
-        .collect()
-}
-
-// --- tasks -------------------------------------------------------------------------------------------------------------
-
-async fn submit(api: &Api, json: bool, args: &SubmitArgs) -> Result<(), Failure> {
-    let inputs: Vec<Value> = if args.input == "-" {
-        let lines = std::io::stdin().lines();
-        lines
-            .map_while(Result::ok)
-            .filter(|line| !line.trim().is_empty())
-            .map(|line| input(&line))
-            .collect::<Result<_, _>>()?
-    } else {
-        vec![input(&args.input)?]
-    };
-    for value in inputs {
-        let task = api.post("/v1/tasks", &body(args, value)?).await?;
-        if args.wait {
-            let id = text(&task, "id").to_owned();
-            let done = wait_for(api, &id).await?;
-            show(json, &done, table::task);
-        } else {
-            show(json, &task, |t| {
-                format!("{} {}", text(t, "id"), text(t, "state"))
-            });
-        }
-    }
-    Ok(())
-}
-
-fn input(text: &str) -> Result<Value, Failure> {
-    serde_json::from_str(text)
-        .map_err(|err| Failure::Usage(format!("the input {text:?} is not JSON: {err}")))
-}
-
-fn body(args: &SubmitArgs, input: Value) -> Result<Value, Failure> {
-    let usage = Failure::Usage;
-    let mut task =
-        json!({ "job": args.job, "input": input, "durable": false, "priority": args.priority });
-    if let Some(id) = &args.id {
-        task["id"] = json!(id);
-    }
-    if let Some(timeout) = &args.timeout {
-        let bad = |err| usage(format!("--timeout {timeout:?}: {err}, write 30s or 500ms"));
-        task["timeout_ms"] =
-            json!(humantime::parse_duration(timeout).map_err(bad)?.as_millis() as u64);
-    }
-    if let Some(n) = args.max_attempts {
-        task["max_attempts"] = json!(n);
-    }
-    let mut require = serde_json::Map::new();
-    for tag in &args.require {
-        let (key, value) = pair(tag).map_err(|err| usage(format!("--require {err}")))?;
-        require.insert(key, json!(value));
-    }
-    if !require.is_empty() {
-        task["require"] = Value::Object(require);
-    }
-    Ok(task)
-}
-
-async fn wait_for(api: &Api, id: &str) -> Result<Value, Failure> {
-    loop {
-        let task = api
-            .get(&format!("/v1/tasks/{}?wait=30s", escape(id)))
-            .await?;
-        if !matches!(text(&task, "state"), "queued" | "leased") {
-            return Ok(task);
-        }
-    }
-}
-
-async fn tasks(api: &Api, json: bool, command: TasksCommand) -> Result<(), Failure> {
-    match command {
-        TasksCommand::Ls { state, job, limit } => {
-            let filters = [("state", state), ("job", job)];
-            let query: String = filters
-                .into_iter()
-                .filter_map(|(key, value)| Some(format!("&{key}={}", escape(&value?))))
-                .collect();
-            show(
-                json,
-                &api.get(&format!("/v1/tasks?limit={limit}{query}")).await?,
-                table::tasks,
-            );
-        }
-        TasksCommand::Get { id, wait } => {
-            let wait = wait.map_or_else(String::new, |wait| format!("?wait={}", escape(&wait)));
-            show(
-                json,
-                &api.get(&format!("/v1/tasks/{}{wait}", escape(&id))).await?,
-                table::task,
-            );
-        }
-    }
-    Ok(())
-}
-
-// --- records and keys --------------------------------------------------------------------------------------------------
-
-async fn records(api: &Api, json: bool, follow: bool, path: &str) -> Result<(), Failure> {
-    let print = |record: &Value| {
-        if json {
-            say(&record.to_string());
-        } else if let Some(fields) = record.as_object() {
-            say(&crate::logging::text(fields, table::colour()));
-        }
-    };
-    if follow {
-        return api.follow(path, print).await;
-    }
-    let kept = api.get(&format!("{path}&follow=false")).await?;
-    kept["records"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .for_each(print);
-    Ok(())
-}
-
-async fn registry(api: &Api, json: bool, command: RegistryCommand) -> Result<(), Failure> {
-    let (prefix, values) = match &command {
-        RegistryCommand::Ls { prefix } => (prefix, false),
-        RegistryCommand::Get { prefix } | RegistryCommand::Watch { prefix } => (prefix, true),
-        // Served in main.
-        RegistryCommand::Serve { .. } => return Ok(()),
-    };
-    let path = format!("/v1/registry?prefix={}", escape(prefix));
-    let mut keys = api.get(&path).await?;
-    if !matches!(command, RegistryCommand::Watch { .. }) {
-        show(
-            json,
-            &keys,
-            if values {
-                table::keys_with_values
-            } else {
-                table::keys
-            },
-        );
-        return Ok(());
-    }
-    loop {
-        tokio::time::sleep(WATCH_EVERY).await;
-        let now = api.get(&path).await?;
-        for change in table::changes(&keys, &now) {
-            show(json, &change, table::change);
-        }
-        keys = now;
-    }
-}
-
-fn text<'a>(value: &'a Value, key: &str) -> &'a str {
-    value[key].as_str().unwrap_or("?")
-}
-
-/// Percent-encodes all but what may stand in a path segment or a query value.
-fn escape(text: &str) -> String {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.~".contains(&b);
-    text.bytes()
-        .map(|b| {
-            if plain(b) {
-                char::from(b).to_string()
-            } else {
-                format!("%{b:02X}")
-            }
-        })
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_typed_cannot_leave_its_place_in_a_path() {
-        assert_eq!(escape("brave-lion"), "brave-lion");
-        assert_eq!(escape("a/b?c=ä"), "a%2Fb%3Fc%3D%C3%A4");
-    }
+/// An answer as a view; a node of another version may not fit.
+fn read<T: DeserializeOwned>(answer: Json) -> Result<T, Failure> {
+    serde_json::from_value(answer.0).map_err(|why| Failure::Strange(why.to_string()))
 }

@@ -74,7 +74,7 @@ impl Actor for AdminActor {
         match self.open() {
             Ok(()) => self.seed.reborn.do_send(Reborn),
             Err(why) => {
-                log::error!(event = "admin.not_served", actor = "admin", err:% = why; "cannot serve the admin listener");
+                log::error!(target: "admin", event = "admin.not_served", err:% = why; "cannot serve the admin listener");
                 ctx.stop();
             }
         }
@@ -104,7 +104,7 @@ impl Handler<Inbound> for AdminActor {
                 Message::ApiRequest(request) => self.answer(inbound.from, request),
                 Message::ApiResponse(response) => self.office.answered(inbound.from, response),
                 other => {
-                    log::debug!(actor = "admin", message = other.name(); "a message for another desk is dropped");
+                    log::debug!(target: "admin", message = other.name(); "a message for another desk is dropped");
                 }
             }
         }

@@ -44,7 +44,8 @@ impl Filter {
         let level = || text("level").and_then(|l| l.parse::<log::Level>().ok());
         let grave = |wanted: log::Level| level().is_some_and(|l| l <= wanted);
         let begins = |prefix: &str| record.event().starts_with(prefix);
-        (!self.named || !record.event().is_empty())
+        // The logger names a plain line "log".
+        (!self.named || !["", "log"].contains(&record.event()))
             && self.level.is_none_or(grave)
             && self.event.as_deref().is_none_or(begins)
             && equal("actor", &self.actor)

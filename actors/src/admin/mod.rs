@@ -419,11 +419,3 @@ pub struct CheckView {
     /// What was found, in words.
     pub detail: String,
 }
-
-/// Unix milliseconds as RFC 3339 in UTC.
-pub(crate) fn rfc3339(unix_ms: u64) -> String {
-    // The formatter has no year 10,000; a number from the network may ask for one.
-    let capped = unix_ms.min(253_402_300_799_000);
-    let at = std::time::UNIX_EPOCH + Duration::from_millis(capped);
-    humantime::format_rfc3339_millis(at).to_string()
-}

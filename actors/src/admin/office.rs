@@ -10,7 +10,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use actix::{MailboxError, Recipient};
 use axum::body::Body;
@@ -20,12 +20,13 @@ use serde_json::json;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::AdminSeed;
 use super::picture::Picture;
 use super::relay::{Call, CarryError, Relay};
 use super::reply::{Answer, ApiError, NOT_MASTER};
-use super::{AdminSeed, rfc3339};
 use crate::cluster::Cluster;
 use crate::id::{Epoch, NodeId};
+use crate::time::{rfc3339, unix_ms};
 use crate::transport::SendError;
 use crate::wire::ApiResponse;
 
@@ -73,7 +74,7 @@ impl Office {
     /// An office that knows nothing of the cluster yet.
     pub fn new(seed: AdminSeed) -> (Arc<Self>, Life) {
         let (open, life) = watch::channel(());
-        let picture = Picture::new(Cluster::empty(seed.identity.id), now_ms());
+        let picture = Picture::new(Cluster::empty(seed.identity.id), unix_ms());
         let settings = &seed.settings;
         let relay = Relay::new(seed.send.clone(), settings.max_carried, rand::random());
         let office = Self {
@@ -91,7 +92,7 @@ impl Office {
     /// The cluster looks like this now.
     pub fn show(&self, cluster: Arc<Cluster>) {
         self.picture
-            .send_modify(|picture| *picture = Arc::new(picture.next(cluster, now_ms())));
+            .send_modify(|picture| *picture = Arc::new(picture.next(cluster, unix_ms())));
     }
 
     /// The node whose request was carried here has its answer.
@@ -371,12 +372,6 @@ pub(crate) fn pass_on(answer: ApiResponse) -> Answer {
         .headers_mut()
         .insert(header::CONTENT_TYPE, content_type);
     Ok(response)
-}
-
-/// Unix milliseconds now.
-pub(crate) fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// The master in a picture, as the API shows it.

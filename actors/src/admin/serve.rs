@@ -38,7 +38,7 @@ pub(crate) async fn serve(listener: TcpListener, office: Arc<Office>, router: Ro
                     actix_rt::spawn(connection);
                 }
                 Err(why) => {
-                    log::warn!(event = "admin.accept_failed", actor = "admin", err:% = why; "cannot accept a connection");
+                    log::warn!(target: "admin", event = "admin.accept_failed", err:% = why; "cannot accept a connection");
                     sleep(ACCEPT_PAUSE).await;
                 }
             }

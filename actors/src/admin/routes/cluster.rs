@@ -13,10 +13,11 @@ use crate::admin::office::{Office, master_view};
 use crate::admin::picture::Picture;
 use crate::admin::relay::Call;
 use crate::admin::reply::{Answer, ApiError, ok};
-use crate::admin::{MemberView, MembersView, RegistryView, StatusView, WorkerView, rfc3339};
+use crate::admin::{MemberView, MembersView, RegistryView, StatusView, WorkerView};
 use crate::cluster::Member;
 use crate::master::MasterSnapshot;
 use crate::registry::{AskRegistry, ListKeys, RegistrySnapshot};
+use crate::time::rfc3339;
 use crate::worker::{AskWorker, WorkerSnapshot};
 
 /// How long a summary waits for the master's counts; it is useful without them.

@@ -86,7 +86,7 @@ async fn hand_over(office: &Office, carried: bool, heir: Option<String>, path: S
             why: "an operator asked for it".to_owned(),
         };
         async move {
-            log::info!(event = "admin.step_down", actor = "admin", heir = heir_or_any(&request); "an operator asks this master to step down");
+            log::info!(target: "admin", event = "admin.step_down", heir = heir_or_any(&request); "an operator asks this master to step down");
             let to = &office.seed.step_down;
             let outcome = office.ask_within(left, "discovery", to, request).await?;
             outcome.map_err(refusal).and_then(ok)

@@ -228,7 +228,7 @@ async fn contain_panics(request: Request, next: Next) -> Response {
     match AssertUnwindSafe(next.run(request)).catch_unwind().await {
         Ok(response) => response,
         Err(_) => {
-            log::error!(event = "admin.handler_failed", actor = "admin", path = path.as_str(); "a handler panicked");
+            log::error!(target: "admin", event = "admin.handler_failed", path = path.as_str(); "a handler panicked");
             let message = "the handler of this route failed; see the log";
             ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", message).into_response()
         }

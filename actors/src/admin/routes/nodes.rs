@@ -126,7 +126,7 @@ fn kill_here(office: &Office, actor: &str, how: &str) -> Answer {
         let message = format!("no actor is called {actor}; there are {}", names.join(", "));
         return Err(ApiError::missing("no_such_actor", message).with("actors", json!(names)));
     }
-    log::warn!(event = "admin.kill", actor = "admin", victim = actor, how = how; "an operator breaks an actor");
+    log::warn!(target: "admin", event = "admin.kill", victim = actor, how = how; "an operator breaks an actor");
     let refused = |why| ApiError::new(StatusCode::CONFLICT, "not_killed", why);
     office.seed.actors.kill(actor, how).map_err(refused)?;
     ok(KilledView {
@@ -144,7 +144,7 @@ pub(super) async fn drain(
 ) -> Answer {
     let call = |id: NodeId| Call::post(format!("/v1/members/{id}/drain"), "");
     let local = async {
-        log::info!(event = "admin.drain", actor = "admin"; "an operator drains this node");
+        log::info!(target: "admin", event = "admin.drain"; "an operator drains this node");
         (office.seed.drain)();
         let view = DrainView {
             node: office.seed.identity.name(),

@@ -20,13 +20,14 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{Instant, sleep_until};
 
 use super::{IsCarried, Params, escape, take_body};
-use crate::admin::office::{Intent, Office, now_ms, pass_on};
+use crate::admin::office::{Intent, Office, pass_on};
 use crate::admin::relay::Call;
 use crate::admin::reply::{Answer, ApiError, ok};
 use crate::admin::{Receipt, TasksView};
 use crate::events::Record;
 use crate::id::TaskId;
 use crate::master::{GetTask, ListTasks, Submission, Submit, SubmitError, TaskView};
+use crate::time::unix_ms;
 use crate::wire::{ApiResponse, MAX_PAYLOAD};
 
 /// Newline-delimited JSON.
@@ -96,7 +97,7 @@ impl TaskBody {
     fn parse(json: &[u8]) -> Result<Self, ApiError> {
         let mut task: Self = serde_json::from_slice(json).map_err(ApiError::bad)?;
         task.id
-            .get_or_insert_with(|| TaskId::new(now_ms(), &mut rand::rng()));
+            .get_or_insert_with(|| TaskId::new(unix_ms(), &mut rand::rng()));
         task.check().map_err(|error| task.named(error))?;
         Ok(task)
     }

@@ -1,0 +1,127 @@
+//! Looking at the registry's keys through a node.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::time::sleep;
+use troupe_actors::admin::RegistryView;
+use troupe_actors::registry::KeyView;
+
+use super::api::{Api, Failure, Json, query};
+use super::say::Screen;
+use super::{read, show};
+
+/// Pause between two looks of `watch`.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+async fn keys(api: &Api, prefix: &str) -> Result<Json, Failure> {
+    api.get(&query("/v1/registry", &[("prefix", Some(prefix))]))
+        .await
+}
+
+/// `troupe registry ls`.
+pub(super) async fn list(api: &Api, screen: &Screen, prefix: &str) -> Result<(), Failure> {
+    let answer = keys(api, prefix).await?;
+    screen.answer(answer, |view: &RegistryView| show::keys(&view.keys))
+}
+
+/// `troupe registry get`: exit 3 when there is nothing.
+pub(super) async fn get(api: &Api, screen: &Screen, prefix: &str) -> Result<(), Failure> {
+    let view: RegistryView = read(keys(api, prefix).await?)?;
+    if view.keys.is_empty() {
+        return Err(Failure::Refused {
+            status: 404,
+            code: "no_such_key".to_owned(),
+            message: format!("there is no key under {prefix:?}"),
+            id: None,
+            retry_after: None,
+        });
+    }
+    screen.value(&view.keys, || show::values(&view.keys))
+}
+
+/// `troupe registry watch`: a line per change, seen each second.
+pub(super) async fn watch(api: &Api, screen: &Screen, prefix: &str) -> Result<(), Failure> {
+    let mut known: Option<BTreeMap<String, KeyView>> = None;
+    loop {
+        let view: RegistryView = read(keys(api, prefix).await?)?;
+        let now: BTreeMap<_, _> = view.keys.into_iter().map(|k| (k.key.clone(), k)).collect();
+        if let Some(before) = &known {
+            for change in changes(before, &now) {
+                tell(screen, &change)?;
+            }
+        }
+        known = Some(now);
+        sleep(LOOK_EVERY).await;
+    }
+}
+
+#[derive(Debug, PartialEq)]
+enum Change<'a> {
+    Put(&'a KeyView),
+    Deleted(&'a str),
+}
+
+fn changes<'a>(
+    before: &'a BTreeMap<String, KeyView>,
+    now: &'a BTreeMap<String, KeyView>,
+) -> Vec<Change<'a>> {
+    let revision = |key: &KeyView| before.get(&key.key).map(|k| k.mod_revision);
+    let put = now
+        .values()
+        .filter(|key| revision(key) != Some(key.mod_revision));
+    let mut put: Vec<_> = put.collect();
+    put.sort_by_key(|key| key.mod_revision);
+    let gone = before.keys().filter(|key| !now.contains_key(*key));
+    let gone = gone.map(|key| Change::Deleted(key));
+    gone.chain(put.into_iter().map(Change::Put)).collect()
+}
+
+fn tell(screen: &Screen, change: &Change<'_>) -> Result<(), Failure> {
+    match change {
+        Change::Put(key) => {
+            let value = json!({ "type": "put", "key": key });
+            screen.value(&value, || {
+                format!("put {} {} rev {}", key.key, key.value, key.mod_revision)
+            })
+        }
+        Change::Deleted(key) => {
+            let value = json!({ "type": "delete", "key": { "key": key } });
+            screen.value(&value, || format!("delete {key}"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn view(keys: &[(&str, i64)]) -> BTreeMap<String, KeyView> {
+        let key = |(key, revision): &(&str, i64)| KeyView {
+            key: (*key).to_owned(),
+            value: json!(1),
+            create_revision: 1,
+            mod_revision: *revision,
+            lease: 0,
+            ttl_s: None,
+            owner: None,
+            stale: None,
+        };
+        let keys = keys.iter().map(key);
+        keys.map(|k| (k.key.clone(), k)).collect()
+    }
+
+    #[test]
+    fn a_watch_tells_what_went_and_then_what_came_by_revision() {
+        let before = view(&[("a", 1), ("b", 2), ("c", 3)]);
+        let now = view(&[("b", 2), ("c", 9), ("d", 8)]);
+        let told = changes(&before, &now);
+        let expected = [
+            Change::Deleted("a"),
+            Change::Put(&now["d"]),
+            Change::Put(&now["c"]),
+        ];
+        assert_eq!(told, expected);
+    }
+}
