@@ -47,7 +47,7 @@ const NOT_IN_CORES: &[&str] = &[
 ];
 
 /// Longer than this, a file is about more than one thing.
-const MAX_LINES: usize = 1000;
+const MAX_LINES: usize = 1024;
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))

@@ -27,8 +27,8 @@ use crate::id::{AttemptId, Epoch, NodeId, TaskId};
 use crate::time::unix_ms;
 use crate::transport::{Inbound, Send};
 use crate::wire::{
-    Acknowledge, Assign, Assignment, Envelope, Fenced, HandBack, HandOver, LedgerEntry,
-    MAX_PAYLOAD, Message, Outcome, Report, Results, Shadow, Started, TaskResult, TaskSpec,
+    Acknowledge, Assign, Assignment, Envelope, Fenced, HandBack, HandOver, LedgerEntry, Message,
+    Outcome, Report, Results, Shadow, Started, TaskResult, TaskSpec,
 };
 use crate::worker::actor::token;
 
@@ -909,7 +909,7 @@ impl MasterActor {
         let id = submission
             .id
             .unwrap_or_else(|| TaskId::new(created_ms, &mut self.rng));
-        check(&submission)?;
+        submission.check()?;
         let defaults = &self.seed.settings;
         let spec = TaskSpec {
             id,
@@ -945,29 +945,6 @@ impl MasterActor {
         task.map(|t| view(t, self.cluster.as_deref()))
             .ok_or(SubmitError::NotMaster)
     }
-}
-
-fn check(submission: &Submission) -> Result<(), SubmitError> {
-    let bad = |why: String| Err(SubmitError::Invalid(why));
-    if submission.job.is_empty() || submission.job.len() > 128 {
-        return bad("job must be a name of 1 to 128 bytes".to_owned());
-    }
-    if submission.input.len() > MAX_PAYLOAD {
-        return bad(format!(
-            "input has {} bytes, at most {MAX_PAYLOAD} are taken",
-            submission.input.len()
-        ));
-    }
-    if serde_json::from_slice::<serde::de::IgnoredAny>(&submission.input).is_err() {
-        return bad("input must be JSON".to_owned());
-    }
-    if submission.max_attempts == Some(0) {
-        return bad("max_attempts must be at least 1".to_owned());
-    }
-    if submission.timeout == Some(Duration::ZERO) {
-        return bad("timeout must be above 0".to_owned());
-    }
-    Ok(())
 }
 
 impl Handler<ListTasks> for MasterActor {

@@ -21,6 +21,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{Epoch, NodeId, TaskId};
+use crate::wire::MAX_PAYLOAD;
 
 pub use pulse::MasterPulse;
 
@@ -163,6 +164,35 @@ pub struct Submission {
     pub priority: i32,
     /// Tags a worker must have.
     pub require: BTreeMap<String, String>,
+}
+
+impl Submission {
+    /// Whether the task itself is acceptable.
+    ///
+    /// # Errors
+    /// What is wrong with it, in words.
+    pub fn check(&self) -> Result<(), SubmitError> {
+        let bad = |why: String| Err(SubmitError::Invalid(why));
+        if self.job.is_empty() || self.job.len() > 128 {
+            return bad("job must be a name of 1 to 128 bytes".to_owned());
+        }
+        if self.input.len() > MAX_PAYLOAD {
+            return bad(format!(
+                "input has {} bytes, at most {MAX_PAYLOAD} are taken",
+                self.input.len()
+            ));
+        }
+        if serde_json::from_slice::<serde::de::IgnoredAny>(&self.input).is_err() {
+            return bad("input must be JSON".to_owned());
+        }
+        if self.max_attempts == Some(0) {
+            return bad("max_attempts must be at least 1".to_owned());
+        }
+        if self.timeout == Some(Duration::ZERO) {
+            return bad("timeout must be above 0".to_owned());
+        }
+        Ok(())
+    }
 }
 
 /// Accept these tasks (ephemeral). One answer each, in order.

@@ -1,7 +1,7 @@
 //! RegistryActor: keeps our registration and the view, and does the transactions that discovery decides on.
 //!
 //! One loop holds the session with the registry: list, register, watch from the next revision, renew, list again. Handlers
-//! run beside it on the same thread and share [`Shared`]; what they wrote themselves they fold into the mirror at once,
+//! run beside it on the same thread and share `Shared`; what they wrote themselves they fold into the mirror at once,
 //! so that a take-over need not wait for the watch to come round.
 
 use std::cell::RefCell;
