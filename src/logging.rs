@@ -4,7 +4,7 @@
 //! `/v1/events` shows is the same. A closed stdout is no reason to fail.
 
 use std::io::Write;
-use std::sync::{OnceLock, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use log::kv::{Key, Value, VisitSource};
 use log::{Level, LevelFilter, Log, Metadata, Record};
@@ -21,13 +21,16 @@ pub enum Format {
 }
 
 /// The node's name and id, once known: they stand on every line.
-static NODE: RwLock<Option<(String, String)>> = RwLock::new(None);
+static NODE: RwLock<Option<(SharedName, String)>> = RwLock::new(None);
 static STARTED: OnceLock<()> = OnceLock::new();
 
+/// A rolled name that is taken is rolled again: lines follow it.
+type SharedName = Arc<Mutex<String>>;
+
 /// Every line names this node from now on.
-pub fn set_node(name: &str, id: &str) {
+pub fn set_node(name: SharedName, id: &str) {
     if let Ok(mut node) = NODE.write() {
-        *node = Some((name.to_owned(), id.to_owned()));
+        *node = Some((name, id.to_owned()));
     }
 }
 
@@ -118,6 +121,7 @@ fn fields(record: &Record<'_>) -> Map<String, Json> {
     );
     map.insert("event".to_owned(), "log".into());
     if let Some((name, id)) = NODE.read().ok().as_deref().and_then(Option::as_ref) {
+        let name = name.lock().unwrap_or_else(PoisonError::into_inner);
         map.insert("node".to_owned(), name.as_str().into());
         map.insert("node_id".to_owned(), id.as_str().into());
     }
