@@ -180,10 +180,13 @@ pub fn text(fields: &Map<String, Json>, colour: bool) -> String {
         get("msg"),
     );
     const FIXED: [&str; 7] = ["ts", "level", "event", "node", "node_id", "actor", "msg"];
-    for (key, value) in fields
+    // Long ids come last: people read the rest first.
+    const LAST: [&str; 4] = ["incarnation", "epoch", "attempt", "task"];
+    let others = fields
         .iter()
-        .filter(|(key, _)| !FIXED.contains(&key.as_str()))
-    {
+        .filter(|(key, _)| !FIXED.contains(&key.as_str()) && !LAST.contains(&key.as_str()));
+    let last = LAST.iter().filter_map(|key| fields.get_key_value(*key));
+    for (key, value) in others.chain(last) {
         let shown = match value {
             Json::String(text) => text.clone(),
             other => other.to_string(),
