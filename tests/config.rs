@@ -24,9 +24,17 @@ fn run(words: &[&str], file: &str, env: &[(&str, &str)]) -> (Option<i32>, String
     )
 }
 
+/// Command line, `config.toml`, environment, and what must be said.
+type Case = (
+    &'static [&'static str],
+    &'static str,
+    &'static [(&'static str, &'static str)],
+    &'static [&'static str],
+);
+
 #[test]
 fn what_is_wrong_is_named_with_its_place_and_its_rule() {
-    let cases: &[(&[&str], &str, &[(&str, &str)], &[&str])] = &[
+    let cases: &[Case] = &[
         (
             &["run"],
             "clutser = \"x\"\n",

@@ -25,7 +25,7 @@ use crate::transport::{
 use crate::wire::{Envelope, Fenced, Finding, Heartbeat, Message, Probe, ProbeAnswer, YourTurn};
 
 /// How often the cores look at the clock.
-const TICK: Duration = Duration::from_millis(50);
+const TICK: Duration = Duration::from_millis(100);
 /// Our own timers later than this are a pause of the process: nothing measured across it counts.
 const PAUSE: Duration = Duration::from_millis(500);
 /// The picture is told this often even when nothing decisive changed (round-trip times, lag).

@@ -33,11 +33,12 @@ use crate::wire::{
 use crate::worker::actor::token;
 
 /// MasterActor has a turn at least this often: the pulse that discovery watches.
-const TICK: Duration = Duration::from_millis(100);
+const TICK: Duration = Duration::from_millis(250);
 /// Tasks looked at for an executor in one turn.
 const MAX_MATCHED: usize = 1024;
 /// Entries of a shadow, and of one part of a ledger that is handed over.
 const MAX_SHADOW: usize = 256;
+const SHADOW_EVERY: Duration = Duration::from_millis(20);
 const MAX_PART: usize = 3;
 /// Messages kept for a reign that is about to begin: the reports of many workers.
 const MAX_EARLY: usize = 4096;
@@ -187,12 +188,10 @@ impl MasterActor {
     /// Between ticks: the next task or deadline is met to the millisecond.
     fn set_alarm(&mut self, ctx: &mut Context<Self>, now: Instant) {
         let Some(reign) = &self.reign else { return };
-        let due = reign
-            .generator
-            .next()
-            .into_iter()
-            .chain(reign.ledger.next_due())
-            .min();
+        let shadow = reign.shadowed.filter(|_| reign.shadow_due);
+        let shadow = shadow.map(|at| at + SHADOW_EVERY);
+        let due = [reign.generator.next(), reign.ledger.next_due(), shadow];
+        let due = due.into_iter().flatten().min();
         let Some(due) = due.filter(|due| *due < now + TICK) else {
             return;
         };
@@ -474,12 +473,11 @@ impl MasterActor {
 
     /// Now and then the likely heir is told what is open, so that a crash can name what was only queued here.
     fn shadow(&mut self, now: Instant) {
-        const EVERY: Duration = Duration::from_millis(20);
         let Some(cluster) = &self.cluster else { return };
         let Some(reign) = &mut self.reign else { return };
         let lately = reign
             .shadowed
-            .is_some_and(|at| now.saturating_duration_since(at) < EVERY);
+            .is_some_and(|at| now.saturating_duration_since(at) < SHADOW_EVERY);
         if !reign.shadow_due || lately {
             return;
         }
