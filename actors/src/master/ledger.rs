@@ -23,6 +23,11 @@ const MAX_REFUSED: usize = 16;
 /// The master's own deadline of an attempt is this much later than the worker's, which tells more.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// No wait is longer, whatever a task or a setting says: the clock must not overflow.
+const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
+/// Tries kept in a receipt; beyond, the oldest that never reached its worker is forgotten first.
+const MAX_TRIES: usize = 100;
+
 /// Bounds and manners of a ledger.
 #[derive(Clone, Debug)]
 pub struct LedgerSettings {
@@ -228,7 +233,7 @@ impl Ledger {
             self.ready
                 .insert((Reverse(task.spec.priority), task.seq), id);
         } else {
-            self.later.insert((now + wait, task.seq), id);
+            self.later.insert((now + wait.min(FAR), task.seq), id);
         }
     }
 
@@ -258,7 +263,15 @@ impl Ledger {
         }
         self.unqueue(id);
         let task = self.tasks.get_mut(&id)?;
-        let n = task.tries.last().map_or(0, |t| t.attempt.n) + 1;
+        let n = task
+            .tries
+            .last()
+            .map_or(0, |t| t.attempt.n)
+            .saturating_add(1);
+        if task.tries.len() >= MAX_TRIES {
+            let returned = task.tries.iter().position(|t| t.outcome == "returned");
+            task.tries.remove(returned.unwrap_or(0));
+        }
         let attempt = Attempt { epoch, n };
         task.tries.push(Try {
             attempt,
@@ -280,7 +293,8 @@ impl Ledger {
         let Some(task) = self.tasks.get_mut(&id) else {
             return;
         };
-        let deadline = now + Duration::from_millis(task.spec.timeout_ms) + GRACE;
+        let timeout = Duration::from_millis(task.spec.timeout_ms).min(FAR);
+        let deadline = now + timeout + GRACE;
         task.deadline = Some(deadline);
         self.deadlines.insert((deadline, id));
         self.leased.entry(worker).or_default().insert(id);
@@ -423,7 +437,12 @@ impl Ledger {
         let doublings = u32::try_from(counting.saturating_sub(1))
             .unwrap_or(16)
             .min(16);
-        let wait = self.settings.retry_wait.saturating_mul(1 << doublings);
+        let wait = self
+            .settings
+            .retry_wait
+            .saturating_mul(1 << doublings)
+            .min(FAR);
+        let wait = wait * jitter_per_mille(id, counting) / 1000;
         self.enqueue(id, wait, now);
         Verdict::Requeued(why)
     }
@@ -679,6 +698,14 @@ impl Ledger {
     }
 }
 
+/// 800 to 1200, by the chance that is in the id: what failed together does not come back together.
+fn jitter_per_mille(id: TaskId, try_number: usize) -> u32 {
+    let mixed = (id.0.as_u128() as u64)
+        .wrapping_add(try_number as u64)
+        .wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    800 + ((mixed >> 32) % 401) as u32
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -798,10 +825,10 @@ mod tests {
             let wait = Duration::from_secs(wait);
             assert!(
                 ledger
-                    .ready(now + wait - Duration::from_millis(1), 9)
+                    .ready(now + wait * 8 / 10 - Duration::from_millis(1), 9)
                     .is_empty()
             );
-            now += wait;
+            now += wait * 12 / 10;
         }
         ledger.ready(now, 9);
         let a = ledger.lease(id(1), worker(1), EPOCH, now).unwrap();

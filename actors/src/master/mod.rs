@@ -188,6 +188,10 @@ impl Submission {
         if self.max_attempts == Some(0) {
             return bad("max_attempts must be at least 1".to_owned());
         }
+        const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+        if self.timeout.is_some_and(|t| t > YEAR) {
+            return bad("timeout must be at most a year".to_owned());
+        }
         if self.timeout == Some(Duration::ZERO) {
             return bad("timeout must be above 0".to_owned());
         }
