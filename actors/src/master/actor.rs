@@ -434,25 +434,36 @@ impl MasterActor {
             log::log!(target: "master", level, event = "task.assigned", task = assignment.attempt.task.to_string(), attempt = token(assignment.attempt), job = assignment.spec.job.as_str(), executor = executor.as_str(), epoch = epoch.to_string(); "task assigned");
         }
         let attempts: Vec<AttemptId> = assignments.iter().map(|a| a.attempt).collect();
+        let round = self.round_of(to);
         let message = Assign { epoch, assignments }.into();
         let send = self.seed.transport.send(Send { to, message });
         ctx.spawn(send.into_actor(self).map(move |sent, act, ctx| {
             if !matches!(sent, Ok(Ok(()))) {
-                act.not_sent(to, &attempts, epoch, ctx);
+                act.not_sent(to, round, &attempts, epoch, ctx);
             }
         }));
         self.changed();
     }
 
-    /// The session is gone or its queue is full: taken back without blame; the worker's credit is void until it reports.
+    /// Which report of a worker its credit comes from.
+    fn round_of(&self, id: NodeId) -> Option<u64> {
+        let worker = worker_of(self.cluster.as_ref()?, id)?;
+        self.reign.as_ref()?.roster.round(worker)
+    }
+
+    /// The session is gone or its queue is full: taken back without blame; the worker's credit is void until it reports,
+    /// unless it has reported anew meanwhile.
     fn not_sent(
         &mut self,
         to: NodeId,
+        round: Option<u64>,
         attempts: &[AttemptId],
         epoch: Epoch,
         ctx: &mut Context<Self>,
     ) {
+        let same_round = self.round_of(to) == round;
         let worker = self.cluster.as_ref().and_then(|c| worker_of(c, to));
+        let worker = worker.filter(|_| same_round);
         let Some(reign) = self.reign.as_mut().filter(|r| r.epoch == epoch) else {
             return;
         };
@@ -840,17 +851,6 @@ impl Handler<ClusterChanged> for MasterActor {
     type Result = ();
 
     fn handle(&mut self, msg: ClusterChanged, ctx: &mut Self::Context) {
-        if let (Some(reign), Some(old)) = (&mut self.reign, &self.cluster) {
-            // A broken session voids what was granted on it; the attempts stay leased until a verdict or a report.
-            for member in msg.0.members.iter().filter(|m| !m.session) {
-                let was_up = old
-                    .member(member.registration.id)
-                    .is_some_and(|m| m.session);
-                if was_up {
-                    reign.roster.void(super::roster::worker_id(member));
-                }
-            }
-        }
         self.cluster = Some(msg.0);
         self.turn(ctx);
     }

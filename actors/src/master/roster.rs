@@ -14,24 +14,33 @@ use crate::wire::TaskSpec;
 struct Standing {
     credit: u32,
     outstanding: u32,
+    round: u64,
 }
 
 /// See the module page.
 #[derive(Debug, Default)]
 pub struct Roster {
     reported: BTreeMap<WorkerId, Standing>,
+    rounds: u64,
 }
 
 impl Roster {
     /// It has reported: this much credit, and this many attempts it runs.
     pub fn reported(&mut self, worker: WorkerId, credit: u32, outstanding: u32) {
+        self.rounds += 1;
         self.reported.insert(
             worker,
             Standing {
                 credit,
                 outstanding,
+                round: self.rounds,
             },
         );
+    }
+
+    /// Which report its credit comes from.
+    pub fn round(&self, worker: WorkerId) -> Option<u64> {
+        self.reported.get(&worker).map(|s| s.round)
     }
 
     /// Whether it has.

@@ -30,6 +30,8 @@ const TELL_AGAIN: Duration = Duration::from_secs(2);
 const TOLD_AGAIN: usize = 3;
 /// Whoever leaves waits this long for a master to acknowledge what it holds.
 const LEAVE_WITHOUT: Duration = Duration::from_secs(3);
+/// An idle worker that has not heard of its master for this long reports again.
+const UNHEARD_FOR: Duration = Duration::from_secs(4);
 /// A report that nobody confirms is sent again after this.
 const CONFIRMED_WITHIN: Duration = Duration::from_millis(500);
 /// A report that could not be sent is tried again after this.
@@ -68,6 +70,7 @@ pub struct WorkerActor {
     started: u64,
     finished: u64,
     finished_before: u64,
+    heard_master: Instant,
 }
 
 impl WorkerActor {
@@ -84,6 +87,7 @@ impl WorkerActor {
             started: 0,
             finished: 0,
             finished_before: 0,
+            heard_master: Instant::now(),
         }
     }
 
@@ -151,6 +155,13 @@ impl WorkerActor {
         let (Some(epoch), true) = (self.desk.serving(), self.quiet()) else {
             return;
         };
+        let idle = self.desk.running().is_empty() && self.desk.held() == 0;
+        if idle && self.heard_master.elapsed() > UNHEARD_FOR {
+            // Whatever went wrong between us: a report sets it right.
+            self.desk.unserve();
+            self.serve(ctx);
+            return;
+        }
         let results = self.desk.unacknowledged(TOLD_AGAIN);
         if !results.is_empty() {
             self.tell(
@@ -181,6 +192,7 @@ impl WorkerActor {
         }
         if epoch >= fence {
             self.confirmed |= self.desk.serving() == Some(epoch);
+            self.heard_master = Instant::now();
             return true;
         }
         log::warn!(target: "worker", event = "task.refused", reason = "fenced", what = what, refused = epoch.to_string(), epoch = fence.to_string(); "a command under an old epoch is refused");
