@@ -75,7 +75,7 @@ impl DiscoveryActor {
         let now = Instant::now();
         Self {
             election: Election::new(seed.settings.stagger, seed.settings.suspect_floor),
-            health: LocalHealth::new(TICK, PAUSE),
+            health: LocalHealth::new(TICK, PAUSE, now),
             origin: now,
             table: Membership::default(),
             heard: BTreeMap::new(),

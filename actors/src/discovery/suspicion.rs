@@ -68,7 +68,7 @@ pub struct LocalHealth {
     tick: Duration,
     /// Lateness beyond this is a pause: nothing measured across it counts.
     pause: Duration,
-    last: Option<Instant>,
+    last: Instant,
     lag: Duration,
 }
 
@@ -82,21 +82,19 @@ pub enum Wakefulness {
 }
 
 impl LocalHealth {
-    /// Ticks are expected every `tick`; one that is later than `pause` is a pause.
-    pub fn new(tick: Duration, pause: Duration) -> Self {
+    /// Ticks are expected every `tick` from `now` on; one that is later than `pause` is a pause, the very first one too.
+    pub fn new(tick: Duration, pause: Duration, now: Instant) -> Self {
         Self {
             tick,
             pause,
-            last: None,
+            last: now,
             lag: Duration::ZERO,
         }
     }
 
     /// A tick of our own timer.
     pub fn tick(&mut self, now: Instant) -> Wakefulness {
-        let Some(last) = self.last.replace(now) else {
-            return Wakefulness::Fine;
-        };
+        let last = std::mem::replace(&mut self.last, now);
         let late = now
             .saturating_duration_since(last)
             .saturating_sub(self.tick);
@@ -162,9 +160,8 @@ mod tests {
     #[test]
     fn a_late_timer_widens_time_outs_and_recovers() {
         let tick = Duration::from_millis(50);
-        let mut health = LocalHealth::new(tick, Duration::from_millis(500));
         let mut now = Instant::now();
-        assert_eq!(health.tick(now), Wakefulness::Fine);
+        let mut health = LocalHealth::new(tick, Duration::from_millis(500), now);
         now += Duration::from_millis(250);
         assert_eq!(health.tick(now), Wakefulness::Fine);
         assert!(health.factor() > 2.0);
@@ -177,9 +174,9 @@ mod tests {
 
     #[test]
     fn a_pause_is_noticed_on_resuming() {
-        let mut health = LocalHealth::new(Duration::from_millis(50), Duration::from_millis(500));
         let now = Instant::now();
-        health.tick(now);
+        let pause = Duration::from_millis(500);
+        let mut health = LocalHealth::new(Duration::from_millis(50), pause, now);
         let away = health.tick(now + Duration::from_secs(10));
         assert!(matches!(away, Wakefulness::Resumed(d) if d > Duration::from_secs(9)));
     }
