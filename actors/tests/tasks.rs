@@ -76,7 +76,8 @@ impl Handler<Send> for Wire {
         let Send { to, message } = send;
         let mut net = self.net.borrow_mut();
         let pair = (self.me.min(to), self.me.max(to));
-        if net.cut.contains(&pair) || !net.desks.contains_key(&to) {
+        let known = |id| net.desks.contains_key(id);
+        if net.cut.contains(&pair) || !known(&self.me) || !known(&to) {
             return Err(SendError::NoSession);
         }
         if net.full.contains(&to) && message.desk() != Desk::Discovery {
@@ -208,8 +209,14 @@ struct Stage {
 }
 
 impl Stage {
+    /// Stops the clock.
     fn new() -> Self {
         tokio::time::pause();
+        Self::again()
+    }
+
+    /// Another one in the same test.
+    fn again() -> Self {
         Self {
             net: SharedNet::default(),
             nodes: BTreeMap::new(),
@@ -584,15 +591,19 @@ async fn the_masters_tasks_come_back_times_three_from_the_others() {
     let tasks = stage.tasks().await;
     assert_eq!(tasks.len(), 100);
     for task in tasks {
-        assert_eq!((task.state.as_str(), task.attempts.len()), ("done", 1));
+        assert_eq!(task.state, "done");
         let number = task.input["number"].as_u64().unwrap();
         assert!((30..=60).contains(&number));
         assert_eq!(task.output.unwrap()["result"], number * 3);
-        assert_ne!(
-            task.attempts[0].node, "node-1",
-            "the master leaves it to others"
-        );
-        assert!(task.attempts[0].started.is_some() && task.attempts[0].finished.is_some());
+        // An assignment may cross a report; then it goes out again, under the next number.
+        let executed: Vec<_> = task
+            .attempts
+            .iter()
+            .filter(|a| a.outcome != "returned")
+            .collect();
+        assert_eq!(executed.len(), 1, "{:?}", task.attempts);
+        assert_ne!(executed[0].node, "node-1", "the master leaves it to others");
+        assert!(executed[0].started.is_some() && executed[0].finished.is_some());
     }
 }
 
@@ -625,13 +636,14 @@ async fn without_a_worker_tasks_wait_and_run_when_one_comes() {
 
 #[actix_rt::test]
 async fn each_balancer_shares_in_its_way() {
+    tokio::time::pause();
     for (kind, range) in [
         (BalancerKind::Random, 70..130),
         (BalancerKind::RoundRobin, 100..101),
         (BalancerKind::LeastLoaded, 100..101),
         (BalancerKind::TwoChoices, 85..116),
     ] {
-        let mut stage = Stage::new();
+        let mut stage = Stage::again();
         stage.settings.balancer = kind;
         stage.capacity = 1000;
         let stage = stage.with(4).await;
@@ -871,8 +883,9 @@ async fn a_broken_session_alone_runs_nothing_again() {
 
 #[actix_rt::test]
 async fn what_was_lost_on_the_way_is_found_out_and_held_against_nobody() {
+    tokio::time::pause();
     for kind in ["Assign", "Results", "Acknowledge", "Report", "Started"] {
-        let stage = Stage::new().with(2).await;
+        let stage = Stage::again().with(2).await;
         stage.gate.send_replace(true);
         stage.net.borrow_mut().vanish.insert(kind);
         stage.submit(gates(3)).await;
@@ -992,11 +1005,11 @@ async fn a_shadow_of_long_ago_is_not_run_again() {
     stage.submit(gates(20)).await;
     tokio::time::sleep(Duration::from_millis(200)).await;
     // Node 2 holds the shadow; node 3 leads instead, and the tasks it learns of finish there.
+    stage.net.borrow_mut().vanish.insert("Shadow");
     stage.kill(1).await;
     stage.lead(3).await;
     stage.gate.send_replace(true);
     stage.until("done", 12).await;
-    stage.net.borrow_mut().vanish.insert("Shadow");
     stage.kill(3).await;
     stage.lead(2).await;
     tokio::time::sleep(Duration::from_secs(60)).await;
@@ -1166,71 +1179,77 @@ fn assignment(epoch: Epoch) -> Assignment {
 
 /// Sessions break, workers are condemned and replaced, mastership moves, messages vanish: in the end every task is done,
 /// recorded once, and no attempt was started twice.
-#[actix_rt::test]
-async fn whatever_happens_every_task_finishes_and_is_recorded_once() {
-    for seed in 0..12 {
-        let mut rng = StdRng::seed_from_u64(seed);
-        let mut stage = Stage::new();
-        stage.settings.max_attempts = 50;
-        stage.gate.send_replace(true);
-        let mut stage = stage.with(4).await;
-        let mut submitted = BTreeSet::new();
-        let mut next = 5;
-        for _ in 0..60 {
-            let leader = stage.leader.unwrap();
-            let others: Vec<u128> = stage
-                .nodes
-                .keys()
-                .copied()
-                .filter(|n| *n != leader)
-                .collect();
-            let other = others[rng.random_range(0..others.len())];
-            match rng.random_range(0..8) {
-                0 => stage.cut(leader, other).await,
-                1 => {
-                    stage.kill(other).await;
-                    stage.join(next);
-                    stage.nodes[&next].fence.raise(stage.epoch);
-                    next += 1;
-                    stage.publish().await;
-                }
-                2 => hand_over(&mut stage, leader, other).await,
-                3 => {
-                    let kinds = ["Assign", "Results", "Acknowledge", "Report", "HandBack"];
-                    let kind = kinds[rng.random_range(0..kinds.len())];
-                    stage.net.borrow_mut().vanish.insert(kind);
-                }
-                4 => mend_all(&stage).await,
-                _ => {
-                    let mut submissions = gates(rng.random_range(1..10));
-                    submissions.extend(vec![submission("multiply", r#"{"number":7}"#); 3]);
-                    submitted.extend(stage.submit(submissions).await);
-                }
+#[test]
+fn whatever_happens_every_task_finishes_and_is_recorded_once() {
+    for seed in 0..10 {
+        println!("seed {seed}");
+        actix_rt::System::new().block_on(anything(seed));
+    }
+}
+
+async fn anything(seed: u64) {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut stage = Stage::new();
+    stage.settings.max_attempts = 50;
+    stage.gate.send_replace(true);
+    let mut stage = stage.with(4).await;
+    let mut submitted = BTreeSet::new();
+    let mut next = 5;
+    for _ in 0..60 {
+        let leader = stage.leader.unwrap();
+        let others: Vec<u128> = stage
+            .nodes
+            .keys()
+            .copied()
+            .filter(|n| *n != leader)
+            .collect();
+        let other = others[rng.random_range(0..others.len())];
+        match rng.random_range(0..8) {
+            0 => stage.cut(leader, other).await,
+            1 => {
+                stage.kill(other).await;
+                stage.join(next);
+                stage.nodes[&next].fence.raise(stage.epoch);
+                next += 1;
+                stage.publish().await;
             }
-            let pause = rng.random_range(1..400);
-            tokio::time::sleep(Duration::from_millis(pause)).await;
+            2 => hand_over(&mut stage, leader, other).await,
+            3 => {
+                let kinds = ["Assign", "Results", "Acknowledge", "Report", "HandBack"];
+                let kind = kinds[rng.random_range(0..kinds.len())];
+                stage.net.borrow_mut().vanish.insert(kind);
+            }
+            4 => mend_all(&stage).await,
+            _ => {
+                let gated = rng.random_range(1..10);
+                let mut submissions = gates(gated);
+                submissions.extend(vec![submission("noop", "1"); 3]);
+                let ids = stage.submit(submissions).await;
+                submitted.extend(ids.into_iter().take(gated));
+            }
         }
-        mend_all(&stage).await;
-        tokio::time::sleep(Duration::from_secs(120)).await;
-        let open = stage.count("queued").await + stage.count("leased").await;
-        assert_eq!(open, 0, "seed {seed}: {:#?}", stage.snapshot().await);
-        // Receipts stay with the master that recorded them: what is not here was recorded before a hand-over.
-        for task in stage.tasks().await {
-            assert_eq!(task.state, "done", "seed {seed}: {task:#?}");
-            let recorded = task.attempts.iter().filter(|a| a.outcome == "done").count();
-            assert_eq!(recorded, 1, "seed {seed}: {task:#?}");
-        }
-        let runs = stage.executions();
-        let gates = runs.keys().filter(|id| submitted.contains(id)).count();
-        assert_eq!(gates, runs.len());
-        for n in stage.nodes.keys() {
-            let worker = stage.worker(*n).await;
-            assert_eq!(
-                (worker.unacknowledged, worker.running.len()),
-                (0, 0),
-                "seed {seed}"
-            );
-        }
+        let pause = rng.random_range(1..400);
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+    }
+    mend_all(&stage).await;
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    let open = stage.count("queued").await + stage.count("leased").await;
+    assert_eq!(open, 0, "seed {seed}: {:#?}", stage.snapshot().await);
+    // Receipts stay with the master that recorded them: what is not here was recorded before a hand-over.
+    for task in stage.tasks().await {
+        assert_eq!(task.state, "done", "seed {seed}: {task:#?}");
+        let recorded = task.attempts.iter().filter(|a| a.outcome == "done").count();
+        assert_eq!(recorded, 1, "seed {seed}: {task:#?}");
+    }
+    let executed: BTreeSet<TaskId> = stage.executions().into_keys().collect();
+    assert_eq!(executed, submitted, "seed {seed}: none is forgotten");
+    for n in stage.nodes.keys() {
+        let worker = stage.worker(*n).await;
+        assert_eq!(
+            (worker.unacknowledged, worker.running.len()),
+            (0, 0),
+            "seed {seed}"
+        );
     }
 }
 

@@ -224,7 +224,7 @@ pub enum Verdict {
     Requeued(&'static str),
     /// The attempt ended without an answer; it was the last.
     Dead,
-    /// It was recorded before, from this very attempt: the acknowledgement was lost.
+    /// It was recorded or refused before: the acknowledgement was lost.
     Repeated,
     /// Not recorded, for this reason.
     Refused(&'static str),
@@ -463,6 +463,10 @@ impl Ledger {
         };
         let heard = |t: &Try| t.attempt == token && t.worker.id == from && t.finished_ms > 0;
         if task.tries.iter().any(heard) {
+            return Verdict::Repeated;
+        }
+        let refused = |r: &Refusal| r.attempt == token && r.worker == from;
+        if task.refused.iter().any(refused) {
             return Verdict::Repeated;
         }
         if let Some(why) = unfit(task, token, from) {

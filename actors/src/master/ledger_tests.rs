@@ -87,6 +87,8 @@ fn a_task_is_handed_out_and_recorded_once() {
     assert_eq!(again, Verdict::Repeated);
     let other = ledger.result(NodeId(2), &done(a.attempt), now);
     assert_eq!(other, Verdict::Refused("the task is already finished"));
+    let repeated = ledger.result(NodeId(2), &done(a.attempt), now);
+    assert_eq!(repeated, Verdict::Repeated);
     assert_eq!(ledger.get(id(1)).unwrap().refused.len(), 1);
 }
 
@@ -520,11 +522,11 @@ proptest! {
                 Step::Unknown(at) => if let Some((a, _)) = pick(at) {
                     ledger.unknown_to_worker(a.attempt, 9, now);
                 },
-                Step::Adopt(at) => if let Some((a, w)) = pick(at) {
-                    if ledger.adopt(w, &a, 5, epoch, now).is_ok() {
-                        prop_assert_eq!(newest(&given, a.attempt.task), Some(a.attempt.attempt));
-                        prop_assert!(!recorded.contains_key(&a.attempt.task), "what is recorded is not adopted");
-                    }
+                Step::Adopt(at) => if let Some((a, w)) = pick(at)
+                    && ledger.adopt(w, &a, 5, epoch, now).is_ok()
+                {
+                    prop_assert_eq!(newest(&given, a.attempt.task), Some(a.attempt.attempt));
+                    prop_assert!(!recorded.contains_key(&a.attempt.task), "what is recorded is not adopted");
                 },
                 Step::Lose(w) => drop(ledger.lose_worker(worker(w), 9, now)),
                 Step::NextReign => {
