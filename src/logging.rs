@@ -4,7 +4,7 @@
 //! `/v1/events` shows is the same. A closed stdout is no reason to fail.
 
 use std::io::Write;
-use std::sync::{OnceLock, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use log::kv::{Key, Value, VisitSource};
 use log::{Level, LevelFilter, Log, Metadata, Record};
@@ -21,13 +21,16 @@ pub enum Format {
 }
 
 /// The node's name and id, once known: they stand on every line.
-static NODE: RwLock<Option<(String, String)>> = RwLock::new(None);
+static NODE: RwLock<Option<(SharedName, String)>> = RwLock::new(None);
 static STARTED: OnceLock<()> = OnceLock::new();
 
+/// A rolled name that is taken is rolled again: lines follow it.
+type SharedName = Arc<Mutex<String>>;
+
 /// Every line names this node from now on.
-pub fn set_node(name: &str, id: &str) {
+pub fn set_node(name: SharedName, id: &str) {
     if let Ok(mut node) = NODE.write() {
-        *node = Some((name.to_owned(), id.to_owned()));
+        *node = Some((name, id.to_owned()));
     }
 }
 
@@ -118,6 +121,7 @@ fn fields(record: &Record<'_>) -> Map<String, Json> {
     );
     map.insert("event".to_owned(), "log".into());
     if let Some((name, id)) = NODE.read().ok().as_deref().and_then(Option::as_ref) {
+        let name = name.lock().unwrap_or_else(PoisonError::into_inner);
         map.insert("node".to_owned(), name.as_str().into());
         map.insert("node_id".to_owned(), id.as_str().into());
     }
@@ -176,10 +180,13 @@ pub fn text(fields: &Map<String, Json>, colour: bool) -> String {
         get("msg"),
     );
     const FIXED: [&str; 7] = ["ts", "level", "event", "node", "node_id", "actor", "msg"];
-    for (key, value) in fields
+    // Long ids come last: people read the rest first.
+    const LAST: [&str; 4] = ["incarnation", "epoch", "attempt", "task"];
+    let others = fields
         .iter()
-        .filter(|(key, _)| !FIXED.contains(&key.as_str()))
-    {
+        .filter(|(key, _)| !FIXED.contains(&key.as_str()) && !LAST.contains(&key.as_str()));
+    let last = LAST.iter().filter_map(|key| fields.get_key_value(*key));
+    for (key, value) in others.chain(last) {
         let shown = match value {
             Json::String(text) => text.clone(),
             other => other.to_string(),

@@ -190,11 +190,12 @@ impl Node {
         let jobs = jobs(&config);
         let id = NodeId::random(&mut rand::rng());
         let registration = registration(&config, id, &advertised, admin_address, &jobs);
-        logging::set_node(&registration.name, &id.to_string());
+        let name = Arc::new(Mutex::new(registration.name.clone()));
+        logging::set_node(Arc::clone(&name), &id.to_string());
         let identity = Identity {
             cluster: config.cluster.clone(),
             id,
-            name: Arc::new(Mutex::new(registration.name.clone())),
+            name,
             address: registration.address(),
         };
         Ok(Self {

@@ -305,6 +305,7 @@ fn each_actor_that_panics_or_stops_is_restarted_and_the_cluster_works_on() {
     ] {
         for how in ["panic", "stop"] {
             for on in ["n1", "n2"] {
+                println!("{actor} {how} {on}");
                 let node = cluster.node(on);
                 let mark = node.process.lines.mark();
                 let killed = cluster

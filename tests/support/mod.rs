@@ -325,6 +325,11 @@ impl Node {
         Self::start_at(name, registry, port, more)
     }
 
+    /// Starts a node on loopback that rolls its name.
+    pub fn start_nameless(registry: &str, more: &[&str]) -> Self {
+        Self::start_in(None, "127.0.0.1", "", registry, free_ports(2), more)
+    }
+
     /// Starts a node on this loopback port.
     pub fn start_at(name: &str, registry: &str, port: u16, more: &[&str]) -> Self {
         Self::start_in(None, "127.0.0.1", name, registry, port, more)
@@ -341,8 +346,6 @@ impl Node {
     ) -> Self {
         let own = [
             "run".to_owned(),
-            "--name".to_owned(),
-            name.to_owned(),
             "--registry".to_owned(),
             registry.to_owned(),
             "--bind".to_owned(),
@@ -352,8 +355,11 @@ impl Node {
             "--log-format".to_owned(),
             "json".to_owned(),
         ];
+        let named = ["--name".to_owned(), name.to_owned()];
+        let named = named.into_iter().filter(|_| !name.is_empty());
         let args: Vec<String> = own
             .into_iter()
+            .chain(named)
             .chain(more.iter().map(|s| (*s).to_owned()))
             .collect();
         let process = spawn(netns.as_deref(), &args);

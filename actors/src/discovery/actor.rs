@@ -25,11 +25,13 @@ use crate::transport::{
 use crate::wire::{Envelope, Fenced, Finding, Heartbeat, Message, Probe, ProbeAnswer, YourTurn};
 
 /// How often the cores look at the clock.
-const TICK: Duration = Duration::from_millis(50);
+const TICK: Duration = Duration::from_millis(100);
 /// Our own timers later than this are a pause of the process: nothing measured across it counts.
 const PAUSE: Duration = Duration::from_millis(500);
 /// The picture is told this often even when nothing decisive changed (round-trip times, lag).
 const TELL_EVERY: Duration = Duration::from_secs(1);
+/// Looks in a row at which MasterActor must be found silent before it counts as hung.
+const SILENT_LOOKS: u32 = 3;
 /// How long an heir has to take over.
 const HEIR_PATIENCE: Duration = Duration::from_secs(2);
 /// Candidates that keep a session with everybody, so that a successor is warm.
@@ -53,6 +55,8 @@ pub struct DiscoveryActor {
     leading: Option<Epoch>,
     led_since: Instant,
     awake_since: Instant,
+    /// Ticks in a row at which the master had no turn for too long.
+    silent_looks: u32,
     claiming: bool,
     handing_over: bool,
     /// Told when a heartbeat says that its sender is leaving: it will not take over.
@@ -85,6 +89,7 @@ impl DiscoveryActor {
             leading: None,
             led_since: now,
             awake_since: now,
+            silent_looks: 0,
             claiming: false,
             handing_over: false,
             leavers: tokio::sync::watch::Sender::new(None),
@@ -114,6 +119,7 @@ impl DiscoveryActor {
             log::info!(target: "discovery", event = "node.resumed", duration_ms = away.as_millis() as u64; "this node was away, giving everybody a fresh start");
             self.table.fresh_start(now);
             self.awake_since = now;
+            self.silent_looks = 0;
         }
         for (id, (incarnation, heard)) in &self.heard {
             if let Some(peer) = self.table.peer(*id, *incarnation) {
@@ -450,7 +456,10 @@ impl DiscoveryActor {
         let settled = now.saturating_duration_since(self.awake_since) > limit
             && now.saturating_duration_since(self.led_since) > limit;
         let age = self.seed.master.pulse.age();
-        let Some(epoch) = self.leading.filter(|_| settled && age > limit) else {
+        let silent = settled && age > limit;
+        // One look proves nothing: the whole process may have been stopped in the middle of this very tick.
+        self.silent_looks = if silent { self.silent_looks + 1 } else { 0 };
+        let Some(epoch) = self.leading.filter(|_| self.silent_looks >= SILENT_LOOKS) else {
             return;
         };
         log::error!(target: "discovery", event = "actor.hung", hung = "master", epoch = epoch.to_string(), duration_ms = age.as_millis() as u64; "MasterActor had no turn for too long: giving the key back and leaving");

@@ -17,7 +17,7 @@ use super::ledger::{Full, Verdict, WorkerId};
 use super::legacy::Legacy;
 use super::pulse::MasterPulse;
 use super::reign::{Origin, Recovered, Reign};
-use super::roster::{worker_id, worker_of};
+use super::roster::worker_of;
 use super::view::view;
 use super::{
     AskMaster, GeneratorSettings, GetTask, HandOverTo, Lead, ListTasks, MasterReborn,
@@ -35,7 +35,7 @@ use crate::wire::{
 };
 
 /// MasterActor has a turn at least this often: the pulse that discovery watches.
-const TICK: Duration = Duration::from_millis(50);
+const TICK: Duration = Duration::from_millis(250);
 /// The heir is told of a short ledger this often, and of a long one this often.
 const SHADOW_SHORT: Duration = Duration::from_millis(20);
 const SHADOW_LONG: Duration = Duration::from_millis(100);
@@ -171,7 +171,10 @@ impl MasterActor {
 
     /// Between ticks: the next task or deadline is met to the millisecond.
     fn set_alarm(&mut self, ctx: &mut Context<Self>, now: Instant) {
+        let shadow = self.shadowed.filter(|_| self.shadow_due);
+        let shadow = shadow.map(|at| at + self.shadow_every());
         let due = self.reign.as_ref().and_then(Reign::next_due);
+        let due = due.into_iter().chain(shadow).min();
         let Some(due) = due.filter(|due| *due < now + TICK) else {
             return;
         };
@@ -361,7 +364,7 @@ impl MasterActor {
     }
 
     fn assign(&mut self, to: NodeId, assign: Assign, ctx: &mut Context<Self>) {
-        let epoch = assign.epoch;
+        let (epoch, report) = (assign.epoch, assign.report);
         let executor = self.name_of(to);
         for assignment in &assign.assignments {
             let level = self.level();
@@ -375,7 +378,7 @@ impl MasterActor {
             if let (false, Some(worker)) = (matches!(sent, Ok(Ok(()))), worker) {
                 // Without a session nothing goes there until it reports again; a full queue only needs a moment.
                 let void = matches!(sent, Ok(Err(SendError::NoSession)));
-                act.not_sent(worker, &attempts, void, epoch, ctx);
+                act.not_sent(worker, &attempts, (void, report), epoch, ctx);
             }
         }));
         self.shadow_due = true;
@@ -385,17 +388,26 @@ impl MasterActor {
         &mut self,
         worker: WorkerId,
         attempts: &[AttemptId],
-        void: bool,
+        how: (bool, u64),
         epoch: Epoch,
         ctx: &mut Context<Self>,
     ) {
         let Some(reign) = self.reign.as_mut().filter(|r| r.epoch == epoch) else {
             return;
         };
-        for attempt in reign.not_sent(worker, attempts, void, now()) {
+        for attempt in reign.not_sent(worker, attempts, how, now()) {
             self.say_verdict(attempt, &Verdict::Requeued("it could not be sent"));
         }
         self.turn(ctx);
+    }
+
+    fn shadow_every(&self) -> Duration {
+        let short = |r: &Reign| r.ledger.open() <= SHORT;
+        if self.reign.as_ref().is_some_and(short) {
+            SHADOW_SHORT
+        } else {
+            SHADOW_LONG
+        }
     }
 
     /// Now and then the likely heir is told what is open, so that a crash can name what was only queued here.
@@ -403,11 +415,7 @@ impl MasterActor {
         let (Some(cluster), Some(reign)) = (&self.cluster, &self.reign) else {
             return;
         };
-        let every = if reign.ledger.open() <= SHORT {
-            SHADOW_SHORT
-        } else {
-            SHADOW_LONG
-        };
+        let every = self.shadow_every();
         let lately = |at: Instant| now.saturating_duration_since(at) < every;
         if !self.shadow_due || self.shadowed.is_some_and(lately) {
             return;
@@ -416,12 +424,10 @@ impl MasterActor {
             .members
             .iter()
             .filter(|m| m.registration.eligible && m.session && m.registration.id != cluster.me);
-        let Some(heir) =
-            heirs.min_by_key(|m| (std::cmp::Reverse(m.registration.weight), m.incarnation))
-        else {
-            return;
-        };
-        self.tell(heir.registration.id, reign.shadow());
+        let heir = heirs.min_by_key(|m| (std::cmp::Reverse(m.registration.weight), m.incarnation));
+        if let Some(heir) = heir {
+            self.tell(heir.registration.id, reign.shadow());
+        }
         self.shadow_due = false;
         self.shadowed = Some(now);
     }
@@ -731,22 +737,13 @@ impl Handler<ClusterChanged> for MasterActor {
     type Result = ();
 
     fn handle(&mut self, msg: ClusterChanged, ctx: &mut Self::Context) {
-        if let (Some(reign), Some(old)) = (&mut self.reign, &self.cluster) {
-            // A broken session voids what was granted on it; the attempts stay leased until a verdict or a report.
-            for member in msg.0.members.iter().filter(|m| !m.session) {
-                let was_up = old
-                    .member(member.registration.id)
-                    .is_some_and(|m| m.session);
-                if was_up {
-                    reign.session_broke(worker_id(member));
-                }
-            }
-        }
         // Another led since: what a master before it left with us may be long finished.
         if let Some(master) = msg.0.master.as_ref().filter(|m| m.record.id != msg.0.me) {
             self.legacy.led(master.epoch);
         }
         self.cluster = Some(msg.0);
+        // The likely heir may be another now.
+        self.shadow_due = true;
         self.turn(ctx);
     }
 }

@@ -303,12 +303,6 @@ impl Reign {
         results.into_iter().map(record).collect()
     }
 
-    /// Its session broke: what it granted is void, what it has stays leased until a verdict or its next report.
-    pub fn session_broke(&mut self, worker: WorkerId) {
-        self.roster.void(worker);
-        self.reports.remove(&worker);
-    }
-
     /// The verdict: its attempts are lost.
     pub fn removed(
         &mut self,
@@ -316,22 +310,26 @@ impl Reign {
         unix_ms: u64,
         now: Instant,
     ) -> Vec<(AttemptId, Verdict)> {
-        self.session_broke(worker);
+        self.roster.void(worker);
+        self.reports.remove(&worker);
         self.ledger.lose_worker(worker, unix_ms, now)
     }
 
-    /// An assignment did not get out: taken back without blame, and answered. With `void`, nothing more goes there before the
-    /// next report.
+    /// An assignment did not get out: taken back without blame, and answered. `how` tells whether the worker is out of reach, so
+    /// that nothing more goes there before its next report, and which report the credit was from: a newer one stands.
     pub fn not_sent(
         &mut self,
         worker: WorkerId,
         attempts: &[AttemptId],
-        void: bool,
+        (void, report): (bool, u64),
         now: Instant,
     ) -> Vec<AttemptId> {
         let mut returned = attempts.to_vec();
         returned.retain(|attempt| self.ledger.take_back(*attempt, now));
         let credit = u32::try_from(returned.len()).unwrap_or(u32::MAX);
+        if self.roster.report_of(worker) != Some(report) {
+            return returned;
+        }
         if void {
             self.roster.void(worker);
         } else {

@@ -19,6 +19,7 @@ pub mod actor;
 pub mod contract;
 pub mod embedded;
 pub mod etcd;
+mod keeper;
 pub mod session;
 
 /// One key with what the registry knows of it.
