@@ -9,6 +9,7 @@ pub mod id;
 pub mod job;
 pub mod master;
 pub mod registry;
+pub mod sample;
 pub mod supervisor;
 pub mod time;
 pub mod transport;

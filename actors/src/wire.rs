@@ -17,6 +17,9 @@ pub const PROTOCOL_VERSION: u16 = 1;
 /// Largest input or output of a task, bytes.
 pub const MAX_PAYLOAD: usize = 256 * 1024;
 
+/// Bytes of tasks in one message: half the default frame cap, since a result may carry an input and an output of the largest size.
+pub const MAX_BATCH: usize = 512 * 1024;
+
 /// Hybrid logical clock: milliseconds of unix time in the upper 48 bits, a counter in the lower 16.
 #[derive(
     Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug, Serialize, Deserialize,
@@ -239,6 +242,35 @@ pub struct TaskSpec {
     pub not_before_ms: u64,
 }
 
+impl TaskSpec {
+    /// About how many bytes it takes in a frame.
+    pub fn weight(&self) -> usize {
+        let pairs = self.meta.iter().chain(&self.require);
+        let pairs: usize = pairs.map(|(k, v)| k.len() + v.len() + 8).sum();
+        96 + self.job.len() + self.input.len() + pairs
+    }
+}
+
+/// Splits what would not fit one frame: batches of at most [`MAX_BATCH`] bytes, or of one item.
+pub fn batches<T>(items: Vec<T>, weight: impl Fn(&T) -> usize) -> Vec<Vec<T>> {
+    let mut batches: Vec<Vec<T>> = Vec::new();
+    let mut room = 0;
+    for item in items {
+        let bytes = weight(&item);
+        match batches.last_mut() {
+            Some(batch) if bytes <= room => {
+                room -= bytes;
+                batch.push(item);
+            }
+            _ => {
+                room = MAX_BATCH.saturating_sub(bytes);
+                batches.push(vec![item]);
+            }
+        }
+    }
+    batches
+}
+
 /// An attempt with all a worker (or a new master) needs.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Assignment {
@@ -293,6 +325,8 @@ pub struct Report {
     pub credit: u32,
     /// Further `Report`s of this snapshot follow.
     pub more: bool,
+    /// Number of this report in the worker's life; all parts of one carry the same.
+    pub serial: u64,
 }
 
 /// Master to worker: run these.
@@ -302,6 +336,9 @@ pub struct Assign {
     pub epoch: Epoch,
     /// At most the credit granted.
     pub assignments: Vec<Assignment>,
+    /// The report whose credit this spends. A worker that has reported anew since drops it: the master learns from the newer
+    /// report that none of it runs.
+    pub report: u64,
 }
 
 /// Worker to master: these have started to execute.
@@ -366,6 +403,13 @@ pub struct LedgerEntry {
     pub leased: bool,
 }
 
+impl LedgerEntry {
+    /// About how many bytes it takes in a frame.
+    pub fn weight(&self) -> usize {
+        self.spec.weight() + 72 * self.attempts.len()
+    }
+}
+
 /// From a master that stands down to its heir: the running ledger, in parts.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct HandOver {
@@ -375,6 +419,8 @@ pub struct HandOver {
     pub entries: Vec<LedgerEntry>,
     /// Further parts follow.
     pub more: bool,
+    /// 0 begins a new stream: what came of an earlier one under the same epoch is void.
+    pub part: u32,
 }
 
 /// From a master to its likely heir, now and then: its open ephemeral tasks (bounded), so that a crash can name them.

@@ -1,4 +1,4 @@
-//! MasterActor: between `Lead` and `StandDown` it hears workers, asks the ledger and the balancer, and does what they say.
+//! MasterActor: between `Lead` and `StandDown` it hears workers, asks its reign what to do, and does and tells it.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -12,10 +12,12 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 use super::balancer::Balancer;
-use super::generator::{self, Generator};
-use super::ledger::{Full, Ledger, LedgerSettings, Verdict, WorkerId};
+use super::generator;
+use super::ledger::{Full, Verdict, WorkerId};
+use super::legacy::Legacy;
 use super::pulse::MasterPulse;
-use super::roster::{Roster, why_nobody, worker_of};
+use super::reign::{Origin, Recovered, Reign};
+use super::roster::worker_of;
 use super::view::view;
 use super::{
     AskMaster, GeneratorSettings, GetTask, HandOverTo, Lead, ListTasks, MasterReborn,
@@ -24,26 +26,25 @@ use super::{
 use crate::cluster::{Cluster, ClusterChanged, Fence, Identity, MemberRemoved};
 use crate::discovery::EpochSeen;
 use crate::id::{AttemptId, Epoch, NodeId, TaskId};
+use crate::sample::Sampler;
 use crate::time::unix_ms;
-use crate::transport::{Inbound, Send};
+use crate::transport::{Inbound, Send, SendError};
 use crate::wire::{
-    Acknowledge, Assign, Assignment, Envelope, Fenced, HandBack, HandOver, LedgerEntry, Message,
-    Outcome, Report, Results, Shadow, Started, TaskResult, TaskSpec,
+    Acknowledge, Assign, Cancel, Envelope, Fenced, HandBack, HandOver, LedgerEntry, Message,
+    Outcome, Report, Started, TaskResult, TaskSpec, batches,
 };
-use crate::worker::actor::token;
 
 /// MasterActor has a turn at least this often: the pulse that discovery watches.
 const TICK: Duration = Duration::from_millis(250);
-/// Tasks looked at for an executor in one turn.
-const MAX_MATCHED: usize = 1024;
-/// Entries of a shadow, and of one part of a ledger that is handed over.
-const MAX_SHADOW: usize = 256;
-const SHADOW_EVERY: Duration = Duration::from_millis(20);
-const MAX_PART: usize = 3;
+/// The heir is told of a short ledger this often, and of a long one this often.
+const SHADOW_SHORT: Duration = Duration::from_millis(20);
+const SHADOW_LONG: Duration = Duration::from_millis(100);
+const SHORT: usize = 32;
 /// Messages kept for a reign that is about to begin: the reports of many workers.
 const MAX_EARLY: usize = 4096;
-/// Log lines per second about tasks above debug; beyond, they are debug.
-const MAX_LINES: u32 = 200;
+/// An heir whose queue is full is waited for so often, so long each time.
+const FULL_TRIES: u32 = 50;
+const FULL_WAIT: Duration = Duration::from_millis(10);
 
 /// What a MasterActor is made of.
 #[derive(Clone)]
@@ -66,34 +67,6 @@ pub struct MasterSeed {
     pub pulse: MasterPulse,
 }
 
-/// A reign: what is known under one epoch.
-struct Reign {
-    epoch: Epoch,
-    ledger: Ledger,
-    roster: Roster,
-    generator: Generator,
-    /// Until then queued tasks of before wait for the reports of all workers.
-    recovering: Option<Instant>,
-    /// Handed over and shadowed tasks that nobody has reported so far.
-    inherited: BTreeMap<TaskId, LedgerEntry>,
-    /// Running attempts named so far in the parts of a worker's report.
-    reports: BTreeMap<WorkerId, Vec<AttemptId>>,
-    /// Mastership is being handed over: nothing is done any more.
-    frozen: bool,
-    refused: BTreeMap<String, u64>,
-    adopted: u64,
-    shadowed: Option<Instant>,
-    shadow_due: bool,
-}
-
-/// What another master left with us, by the epoch it was under.
-#[derive(Default)]
-struct Legacy {
-    epoch: Epoch,
-    handed: bool,
-    entries: Vec<LedgerEntry>,
-}
-
 /// See the module page.
 pub struct MasterActor {
     seed: MasterSeed,
@@ -101,13 +74,18 @@ pub struct MasterActor {
     /// Messages for a reign that others have heard of before us; bounded.
     early: VecDeque<(Epoch, WorkerId, Message)>,
     legacy: Legacy,
+    /// What is to be acknowledged at the end of this turn; a worker with an empty list is answered all the same.
+    acks: BTreeMap<NodeId, Vec<(AttemptId, Option<String>)>>,
     cluster: Option<Arc<Cluster>>,
     balancer: Balancer,
     rng: StdRng,
     wake: Option<(Instant, SpawnHandle)>,
     /// Why tasks wait, as last said: it is said once until it changes.
     said_waiting: Option<String>,
-    lines: (Instant, u32),
+    /// When the heir was last told, and whether there is news since.
+    shadowed: Option<Instant>,
+    shadow_due: bool,
+    sampler: Sampler,
 }
 
 impl MasterActor {
@@ -119,11 +97,14 @@ impl MasterActor {
             reign: None,
             early: VecDeque::new(),
             legacy: Legacy::default(),
+            acks: BTreeMap::new(),
             cluster: None,
             rng: rand::make_rng(),
             wake: None,
             said_waiting: None,
-            lines: (Instant::now(), 0),
+            shadowed: None,
+            shadow_due: false,
+            sampler: Sampler::default(),
         }
     }
 
@@ -134,34 +115,36 @@ impl MasterActor {
         self
     }
 
-    fn ledger_settings(&self) -> LedgerSettings {
-        let s = &self.seed.settings;
-        LedgerSettings {
-            max_queued: s.max_queued,
-            max_queued_bytes: s.max_queued_bytes,
-            keep_finished: s.keep_finished,
-            keep_finished_for: s.keep_finished_for,
-            retry_wait: s.retry_wait,
-        }
-    }
-
-    /// Whether a line about a task may stand above debug now.
-    fn may_say(&mut self) -> log::Level {
-        let now = Instant::now();
-        if now.saturating_duration_since(self.lines.0) > Duration::from_secs(1) {
-            self.lines = (now, 0);
-        }
-        self.lines.1 += 1;
-        if self.lines.1 <= MAX_LINES {
+    /// At what level a line about a task may be said now: counters stay exact, logs do not grow with the load.
+    fn level(&mut self) -> log::Level {
+        if self.sampler.admits(now()) {
             log::Level::Info
         } else {
             log::Level::Debug
         }
     }
 
+    /// The reign, while it may act: not while it is being handed over, nor once a higher epoch was seen on this node.
+    fn acting(&mut self) -> Option<&mut Reign> {
+        let fence = self.seed.fence.current();
+        self.reign
+            .as_mut()
+            .filter(|r| !r.frozen && r.epoch >= fence)
+    }
+
+    fn epoch(&self) -> String {
+        let epoch = self.reign.as_ref().map_or(Epoch::NONE, |r| r.epoch);
+        epoch.to_string()
+    }
+
     fn name_of(&self, id: NodeId) -> String {
         let member = self.cluster.as_ref().and_then(|c| c.member(id));
         member.map_or_else(|| id.to_string(), |m| m.registration.name.clone())
+    }
+
+    fn tell(&self, to: NodeId, message: impl Into<Message>) {
+        let message = message.into();
+        self.seed.transport.do_send(Send { to, message });
     }
 
     // --- the turn ------------------------------------------------------------------------------------------------
@@ -171,12 +154,13 @@ impl MasterActor {
         self.turn(ctx);
     }
 
-    /// Everything that is due: new tasks, deadlines, the end of recovery, assignments, the shadow.
+    /// Everything that is due: acknowledgements, new tasks, deadlines, the end of recovery, assignments, the shadow.
     fn turn(&mut self, ctx: &mut Context<Self>) {
-        let now = Instant::now();
-        if self.reign.as_ref().is_none_or(|r| r.frozen) {
+        self.acknowledge();
+        if self.acting().is_none() {
             return;
         }
+        let now = now();
         self.generate(now);
         self.give_up_overdue(now);
         self.end_recovery(now);
@@ -187,11 +171,10 @@ impl MasterActor {
 
     /// Between ticks: the next task or deadline is met to the millisecond.
     fn set_alarm(&mut self, ctx: &mut Context<Self>, now: Instant) {
-        let Some(reign) = &self.reign else { return };
-        let shadow = reign.shadowed.filter(|_| reign.shadow_due);
-        let shadow = shadow.map(|at| at + SHADOW_EVERY);
-        let due = [reign.generator.next(), reign.ledger.next_due(), shadow];
-        let due = due.into_iter().flatten().min();
+        let shadow = self.shadowed.filter(|_| self.shadow_due);
+        let shadow = shadow.map(|at| at + self.shadow_every());
+        let due = self.reign.as_ref().and_then(Reign::next_due);
+        let due = due.into_iter().chain(shadow).min();
         let Some(due) = due.filter(|due| *due < now + TICK) else {
             return;
         };
@@ -233,7 +216,7 @@ impl MasterActor {
         let epoch = reign.epoch.to_string();
         match reign.ledger.accept(spec, Duration::ZERO, now) {
             Ok(()) => {
-                reign.shadow_due = true;
+                self.shadow_due = true;
                 log::info!(target: "master", event = "task.created", task = task, job = "multiply", number = number, epoch = epoch; "task created");
             }
             Err(full) => {
@@ -244,20 +227,40 @@ impl MasterActor {
 
     fn give_up_overdue(&mut self, now: Instant) {
         let Some(reign) = &mut self.reign else { return };
-        for (attempt, verdict) in reign.ledger.overdue(now) {
+        let overdue = reign.ledger.overdue(unix_ms(), now);
+        let mut stray: BTreeMap<NodeId, Vec<AttemptId>> = BTreeMap::new();
+        for (attempt, worker, verdict) in overdue {
+            stray.entry(worker.id).or_default().push(attempt);
             self.say_verdict(attempt, &verdict);
+        }
+        for (worker, attempts) in stray {
+            self.cancel(worker, attempts, "no word came within its time");
         }
     }
 
+    /// What a worker runs in vain, it may as well stop.
+    fn cancel(&mut self, to: NodeId, attempts: Vec<AttemptId>, why: &str) {
+        let Some(epoch) = self.reign.as_ref().map(|r| r.epoch) else {
+            return;
+        };
+        let why = why.to_owned();
+        self.shadow_due = true;
+        self.tell(
+            to,
+            Cancel {
+                epoch,
+                attempts,
+                why,
+            },
+        );
+    }
+
     fn say_verdict(&mut self, attempt: AttemptId, verdict: &Verdict) {
-        let epoch = self
-            .reign
-            .as_ref()
-            .map_or_else(String::new, |r| r.epoch.to_string());
-        let (task, attempt) = (attempt.task.to_string(), token(attempt));
+        let epoch = self.epoch();
+        let (task, attempt) = (attempt.task.to_string(), attempt.attempt.to_string());
         match verdict {
             Verdict::Requeued(why) => {
-                let level = self.may_say();
+                let level = self.level();
                 log::log!(target: "master", level, event = "task.requeued", task = task, attempt = attempt, reason = *why, epoch = epoch; "task queued again");
             }
             Verdict::Dead => {
@@ -274,108 +277,60 @@ impl MasterActor {
             return;
         };
         let Some(reign) = &mut self.reign else { return };
-        let Some(until) = reign.recovering else {
+        let Some(recovered) = reign.recover(&cluster, unix_ms(), now) else {
             return;
         };
-        let awaited = reign.roster.awaited(&cluster);
-        if !awaited.is_empty() && now < until {
-            return;
-        }
-        reign.recovering = None;
-        let inherited = std::mem::take(&mut reign.inherited);
-        log::info!(target: "master", event = "master.recovered", epoch = reign.epoch.to_string(), adopted = reign.adopted, awaited = awaited.join(","), inherited = inherited.len(); "the workers have reported");
-        for (id, entry) in inherited {
-            let reason = if entry.leased {
+        log::info!(target: "master", event = "master.recovered", epoch = reign.epoch.to_string(), adopted = reign.adopted, awaited = recovered.awaited.join(","), inherited = recovered.queued.len(); "the workers have reported");
+        self.say_inherited(&recovered);
+        self.shadow_due = true;
+    }
+
+    /// Each task that only the master before knew is named.
+    fn say_inherited(&mut self, recovered: &Recovered) {
+        let epoch = self.epoch();
+        for (task, leased) in &recovered.queued {
+            let what = if *leased {
                 "its attempt is with no worker that reported"
             } else {
-                "it was only queued at the master before"
+                "it was only queued"
             };
-            if reign.ledger.inherit(entry, now) {
-                log::warn!(target: "master", event = "task.requeued", task = id.to_string(), reason = reason, epoch = reign.epoch.to_string(); "a task of the reign before is queued again");
-            }
+            let (level, reason) = match &recovered.origin {
+                Origin::Own => (self.level(), format!("{what} here, under the epoch before")),
+                Origin::Handed(by) => (self.level(), format!("{what}; handed over by {by}")),
+                // Bounded by what a shadow holds.
+                Origin::Shadow(dead) => (
+                    log::Level::Warn,
+                    format!("{what} at the dead master {dead}"),
+                ),
+            };
+            log::log!(target: "master", level, event = "task.requeued", task = task.to_string(), reason = reason.as_str(), epoch = epoch.as_str(); "a task of the reign before is queued again");
         }
     }
 
-    fn reported(&mut self, worker: WorkerId, report: Report, ctx: &mut Context<Self>) {
-        let now = Instant::now();
+    fn reported(&mut self, worker: WorkerId, report: Report) {
+        let last = !report.more;
         let Some(reign) = &mut self.reign else { return };
-        for (assignment, started_ms) in &report.running {
-            let id = assignment.attempt;
-            let knew = reign.ledger.get(id.task).is_some();
-            reign.inherited.remove(&id.task);
-            match reign.ledger.adopt(worker, assignment, *started_ms, now) {
-                Ok(()) if !knew => {
-                    reign.adopted += 1;
-                    log::info!(target: "master", event = "task.adopted", task = id.task.to_string(), attempt = token(id), epoch = reign.epoch.to_string(); "a running attempt is adopted");
-                }
-                Ok(()) => {}
-                Err(why) => {
-                    log::info!(target: "master", event = "task.refused", task = id.task.to_string(), attempt = token(id), reason = why, epoch = reign.epoch.to_string(); "a running attempt is not adopted");
-                }
-            }
+        let heard = reign.reported(worker, report, unix_ms(), now());
+        let (name, epoch) = (self.name_of(worker.id), self.epoch());
+        for id in heard.adopted {
+            log::info!(target: "master", event = "task.adopted", task = id.task.to_string(), attempt = id.attempt.to_string(), executor = name.as_str(), epoch = epoch.as_str(); "a running attempt is adopted");
         }
-        for result in &report.results {
-            reign.inherited.remove(&result.attempt.task);
-            if let Some(spec) = &result.spec {
-                let assignment = Assignment {
-                    attempt: result.attempt,
-                    spec: spec.clone(),
-                };
-                if reign.ledger.get(result.attempt.task).is_none() {
-                    reign.adopted += 1;
-                }
-                // A result that does not fit is refused below, in the same words.
-                reign
-                    .ledger
-                    .adopt(worker, &assignment, result.started_ms, now)
-                    .ok();
-            }
+        for (id, why) in &heard.stray {
+            log::info!(target: "master", event = "task.refused", task = id.task.to_string(), attempt = id.attempt.to_string(), executor = name.as_str(), reason = *why, epoch = epoch.as_str(); "a running attempt is not adopted");
         }
-        for task in &report.recent {
-            reign.inherited.remove(task);
+        if !heard.stray.is_empty() {
+            let stray = heard.stray.into_iter().map(|(id, _)| id).collect();
+            self.cancel(worker.id, stray, "it runs in vain");
         }
-        let running: Vec<AttemptId> = report.running.iter().map(|(a, _)| a.attempt).collect();
-        let (epoch, credit, more) = (report.epoch, report.credit, report.more);
-        self.record(worker, report.results, epoch, ctx);
-        self.last_part(worker, running, credit, more, now);
-        if !more {
-            // Even with nothing to acknowledge: the worker reports again until it hears of it.
-            let attempts = Vec::new();
-            self.seed.transport.do_send(Send {
-                to: worker.id,
-                message: Acknowledge { epoch, attempts }.into(),
-            });
-        }
-        self.turn(ctx);
-    }
-
-    /// With the last part of a report: what we hold leased to it and it did not name is lost.
-    fn last_part(
-        &mut self,
-        worker: WorkerId,
-        running: Vec<AttemptId>,
-        credit: u32,
-        more: bool,
-        now: Instant,
-    ) {
-        let Some(reign) = &mut self.reign else { return };
-        let named = reign.reports.entry(worker).or_default();
-        named.extend(running);
-        if more {
-            return;
-        }
-        let named = reign.reports.remove(&worker).unwrap_or_default();
-        let leased = reign.ledger.leased_to(worker);
-        let unknown: Vec<AttemptId> = leased.into_iter().filter(|a| !named.contains(a)).collect();
-        let lost: Vec<_> = unknown
-            .into_iter()
-            .filter_map(|a| reign.ledger.unknown_to_worker(a, now))
-            .collect();
-        let outstanding = u32::try_from(reign.ledger.leased_to(worker).len()).unwrap_or(u32::MAX);
-        reign.roster.reported(worker, credit, outstanding);
-        for (attempt, verdict) in lost {
+        for (attempt, verdict) in heard.lost {
             self.say_verdict(attempt, &verdict);
         }
+        self.answer(worker, heard.results);
+        if last {
+            // Even with nothing to acknowledge: the worker reports again until it hears of it.
+            self.acks.entry(worker.id).or_default();
+        }
+        self.shadow_due = true;
     }
 
     // --- handing out ---------------------------------------------------------------------------------------------
@@ -385,30 +340,14 @@ impl MasterActor {
             return;
         };
         let works = self.seed.settings.master_works;
-        let mut batches: BTreeMap<NodeId, Vec<Assignment>> = BTreeMap::new();
-        let mut waiting = None;
         let Some(reign) = &mut self.reign else { return };
-        for id in reign.ledger.ready(now, MAX_MATCHED) {
-            let Some(task) = reign.ledger.get(id) else {
-                continue;
-            };
-            let able = reign.roster.able(&task.spec, &cluster, works);
-            let Some(to) = self.balancer.pick(&able, &mut self.rng) else {
-                waiting.get_or_insert_with(|| why_nobody(&task.spec, &cluster, works));
-                continue;
-            };
-            let Some(worker) = worker_of(&cluster, to) else {
-                continue;
-            };
-            if let Some(assignment) = reign.ledger.lease(id, worker, reign.epoch, now) {
-                reign.roster.spend(worker);
-                batches.entry(to).or_default().push(assignment);
-            }
+        let matched = reign.hand_out(&cluster, works, &mut self.balancer, &mut self.rng, now);
+        self.say_waiting(matched.waiting);
+        for (to, assign) in matched.assigns {
+            self.assign(to, assign, ctx);
         }
-        let busy = waiting.as_deref() == Some("every worker that could take it is busy");
-        self.say_waiting(waiting.filter(|_| !busy));
-        for (to, assignments) in batches {
-            self.assign(to, assignments, ctx);
+        if matched.more {
+            ctx.run_later(Duration::from_millis(1), |act, ctx| act.turn(ctx));
         }
     }
 
@@ -424,122 +363,97 @@ impl MasterActor {
         self.said_waiting = why;
     }
 
-    fn assign(&mut self, to: NodeId, assignments: Vec<Assignment>, ctx: &mut Context<Self>) {
-        let Some(epoch) = self.reign.as_ref().map(|r| r.epoch) else {
-            return;
-        };
+    fn assign(&mut self, to: NodeId, assign: Assign, ctx: &mut Context<Self>) {
+        let (epoch, report) = (assign.epoch, assign.report);
         let executor = self.name_of(to);
-        for assignment in &assignments {
-            let level = self.may_say();
-            log::log!(target: "master", level, event = "task.assigned", task = assignment.attempt.task.to_string(), attempt = token(assignment.attempt), job = assignment.spec.job.as_str(), executor = executor.as_str(), epoch = epoch.to_string(); "task assigned");
+        for assignment in &assign.assignments {
+            let level = self.level();
+            log::log!(target: "master", level, event = "task.assigned", task = assignment.attempt.task.to_string(), attempt = assignment.attempt.attempt.to_string(), job = assignment.spec.job.as_str(), executor = executor.as_str(), epoch = epoch.to_string(); "task assigned");
         }
-        let attempts: Vec<AttemptId> = assignments.iter().map(|a| a.attempt).collect();
-        let round = self.round_of(to);
-        let message = Assign { epoch, assignments }.into();
+        let attempts: Vec<AttemptId> = assign.assignments.iter().map(|a| a.attempt).collect();
+        let worker = self.cluster.as_ref().and_then(|c| worker_of(c, to));
+        let message = assign.into();
         let send = self.seed.transport.send(Send { to, message });
         ctx.spawn(send.into_actor(self).map(move |sent, act, ctx| {
-            if !matches!(sent, Ok(Ok(()))) {
-                act.not_sent(to, round, &attempts, epoch, ctx);
+            if let (false, Some(worker)) = (matches!(sent, Ok(Ok(()))), worker) {
+                // Without a session nothing goes there until it reports again; a full queue only needs a moment.
+                let void = matches!(sent, Ok(Err(SendError::NoSession)));
+                act.not_sent(worker, &attempts, (void, report), epoch, ctx);
             }
         }));
-        self.changed();
+        self.shadow_due = true;
     }
 
-    /// Which report of a worker its credit comes from.
-    fn round_of(&self, id: NodeId) -> Option<u64> {
-        let worker = worker_of(self.cluster.as_ref()?, id)?;
-        self.reign.as_ref()?.roster.round(worker)
-    }
-
-    /// The session is gone or its queue is full: taken back without blame; the worker's credit is void until it reports,
-    /// unless it has reported anew meanwhile.
     fn not_sent(
         &mut self,
-        to: NodeId,
-        round: Option<u64>,
+        worker: WorkerId,
         attempts: &[AttemptId],
+        how: (bool, u64),
         epoch: Epoch,
         ctx: &mut Context<Self>,
     ) {
-        let same_round = self.round_of(to) == round;
-        let worker = self.cluster.as_ref().and_then(|c| worker_of(c, to));
-        let worker = worker.filter(|_| same_round);
         let Some(reign) = self.reign.as_mut().filter(|r| r.epoch == epoch) else {
             return;
         };
-        for attempt in attempts {
-            reign.ledger.take_back(*attempt, Instant::now());
-        }
-        if let Some(worker) = worker {
-            reign.roster.void(worker);
+        for attempt in reign.not_sent(worker, attempts, how, now()) {
+            self.say_verdict(attempt, &Verdict::Requeued("it could not be sent"));
         }
         self.turn(ctx);
     }
 
-    fn changed(&mut self) {
-        if let Some(reign) = &mut self.reign {
-            reign.shadow_due = true;
+    fn shadow_every(&self) -> Duration {
+        let short = |r: &Reign| r.ledger.open() <= SHORT;
+        if self.reign.as_ref().is_some_and(short) {
+            SHADOW_SHORT
+        } else {
+            SHADOW_LONG
         }
     }
 
     /// Now and then the likely heir is told what is open, so that a crash can name what was only queued here.
     fn shadow(&mut self, now: Instant) {
-        let Some(cluster) = &self.cluster else { return };
-        let Some(reign) = &mut self.reign else { return };
-        let lately = reign
-            .shadowed
-            .is_some_and(|at| now.saturating_duration_since(at) < SHADOW_EVERY);
-        if !reign.shadow_due || lately {
+        let (Some(cluster), Some(reign)) = (&self.cluster, &self.reign) else {
+            return;
+        };
+        let every = self.shadow_every();
+        let lately = |at: Instant| now.saturating_duration_since(at) < every;
+        if !self.shadow_due || self.shadowed.is_some_and(lately) {
             return;
         }
-        let mut heirs: Vec<_> = cluster
+        let heirs = cluster
             .members
             .iter()
-            .filter(|m| m.registration.eligible && m.session && m.registration.id != cluster.me)
-            .collect();
-        heirs.sort_by_key(|m| (std::cmp::Reverse(m.registration.weight), m.incarnation));
-        let Some(heir) = heirs.first() else { return };
-        let (entries, beyond) = reign.ledger.entries(MAX_SHADOW);
-        // Large inputs would not fit a frame: they are counted, not carried.
-        let small = entries.into_iter().filter(|e| e.spec.input.len() <= 1024);
-        let shadow = Shadow {
-            epoch: reign.epoch,
-            entries: small.collect(),
-            beyond: beyond as u64,
-        };
-        reign.shadow_due = false;
-        reign.shadowed = Some(now);
-        self.seed.transport.do_send(Send {
-            to: heir.registration.id,
-            message: shadow.into(),
-        });
+            .filter(|m| m.registration.eligible && m.session && m.registration.id != cluster.me);
+        let heir = heirs.min_by_key(|m| (std::cmp::Reverse(m.registration.weight), m.incarnation));
+        if let Some(heir) = heir {
+            self.tell(heir.registration.id, reign.shadow());
+        }
+        self.shadow_due = false;
+        self.shadowed = Some(now);
     }
 
     // --- hearing -------------------------------------------------------------------------------------------------
 
-    fn hear(
-        &mut self,
-        from: NodeId,
-        worker: WorkerId,
-        envelope: Envelope,
-        ctx: &mut Context<Self>,
-    ) {
+    fn hear(&mut self, from: NodeId, worker: WorkerId, envelope: Envelope) {
         match envelope.message {
-            Message::Shadow(shadow) => return self.keep_shadow(shadow),
-            Message::HandOver(part) => return self.keep_part(part, ctx),
+            Message::Shadow(shadow) => {
+                if self.is_fresh(from, shadow.epoch, "Shadow") {
+                    let master = self.name_of(from);
+                    self.legacy.shadow(master, shadow);
+                }
+                return;
+            }
+            Message::HandOver(part) => return self.keep_part(from, part),
             _ => {}
         }
         let Some((epoch, what)) = under(&envelope.message) else {
             return;
         };
         if self.is_early(epoch) {
-            if self.early.len() < MAX_EARLY {
-                self.early.push_back((epoch, worker, envelope.message));
-            }
-            return;
-        }
-        if self.fits(from, epoch, what) {
-            self.act_on(worker, envelope.message, ctx);
+            self.seen(epoch);
+            self.keep_early(epoch, worker, envelope.message);
+        } else if self.fits(from, epoch, what) {
+            self.act_on(worker, envelope.message);
         }
     }
 
@@ -549,98 +463,107 @@ impl MasterActor {
         epoch > ours && epoch >= self.seed.fence.current()
     }
 
-    fn act_on(&mut self, worker: WorkerId, message: Message, ctx: &mut Context<Self>) {
-        match message {
-            Message::Report(report) => self.reported(worker, report, ctx),
-            Message::Results(results) => self.results(worker, results, ctx),
-            Message::HandBack(back) => self.handed_back(worker, &back, ctx),
-            Message::Started(started) => self.begun(&started),
-            _ => {}
+    /// Only the highest epoch can become a reign of ours.
+    fn keep_early(&mut self, epoch: Epoch, worker: WorkerId, message: Message) {
+        if self.early.front().is_some_and(|(under, ..)| *under < epoch) {
+            self.early.clear();
+        }
+        let highest = self.early.front().is_none_or(|(under, ..)| *under == epoch);
+        if highest && self.early.len() < MAX_EARLY {
+            self.early.push_back((epoch, worker, message));
         }
     }
 
-    /// Whether a message speaks to this reign; a lower epoch is answered with ours, a higher one deposes us.
-    fn fits(&self, from: NodeId, epoch: Epoch, what: &str) -> bool {
-        let fence = self.seed.fence.current();
-        if epoch > fence {
+    fn seen(&self, epoch: Epoch) {
+        if epoch > self.seed.fence.current() {
             self.seed.epochs.do_send(EpochSeen(epoch));
         }
-        let ours = self.reign.as_ref().filter(|r| !r.frozen).map(|r| r.epoch);
-        if ours == Some(epoch) && epoch == fence {
-            return true;
-        }
-        if ours.is_some() && epoch < fence {
+    }
+
+    /// Whether a message is under an epoch not below the fence; a lower one is answered with it.
+    fn is_fresh(&self, from: NodeId, epoch: Epoch, what: &str) -> bool {
+        self.seen(epoch);
+        let fence = self.seed.fence.current();
+        if epoch < fence {
             let fenced = Fenced {
                 epoch: fence,
                 refused: epoch,
                 what: what.to_owned(),
             };
-            self.seed.transport.do_send(Send {
-                to: from,
-                message: fenced.into(),
-            });
+            self.tell(from, fenced);
+        }
+        epoch >= fence
+    }
+
+    /// Whether a message speaks to this reign; a lower epoch is answered with ours.
+    fn fits(&mut self, from: NodeId, epoch: Epoch, what: &str) -> bool {
+        if self.acting().is_some_and(|r| r.epoch == epoch) {
+            return true;
+        }
+        if self.reign.as_ref().is_some_and(|r| !r.frozen) {
+            self.is_fresh(from, epoch, what);
         }
         false
     }
 
-    fn results(&mut self, worker: WorkerId, results: Results, ctx: &mut Context<Self>) {
-        let ended = u32::try_from(results.results.len()).unwrap_or(u32::MAX);
-        if let Some(reign) = &mut self.reign {
-            reign.roster.grant(worker, results.credit, ended);
+    fn act_on(&mut self, worker: WorkerId, message: Message) {
+        match message {
+            Message::Report(report) => self.reported(worker, report),
+            Message::Results(results) => {
+                let Some(reign) = &mut self.reign else { return };
+                let recorded = reign.results(worker, results, now());
+                self.answer(worker, recorded);
+            }
+            Message::HandBack(back) => self.handed_back(back),
+            Message::Started(started) => self.begun(&started),
+            _ => {}
         }
-        self.record(worker, results.results, results.epoch, ctx);
-        self.turn(ctx);
     }
 
-    /// Records or refuses each result, and tells the worker in one message.
-    fn record(
-        &mut self,
-        worker: WorkerId,
-        results: Vec<TaskResult>,
-        epoch: Epoch,
-        _: &mut Context<Self>,
-    ) {
+    /// Tells of each result; the worker may drop its copy with the end of this turn.
+    fn answer(&mut self, worker: WorkerId, results: Vec<(TaskResult, Verdict)>) {
         if results.is_empty() {
             return;
         }
-        let now = Instant::now();
-        let executor = self.name_of(worker.id);
-        let mut attempts = Vec::with_capacity(results.len());
-        for result in results {
-            let Some(reign) = &mut self.reign else { return };
-            let verdict = reign.ledger.result(worker.id, &result, now);
-            let refused = match &verdict {
-                Verdict::Refused(why) => {
-                    *reign.refused.entry((*why).to_owned()).or_default() += 1;
-                    Some((*why).to_owned())
-                }
+        let (executor, epoch) = (self.name_of(worker.id), self.epoch());
+        for (result, verdict) in results {
+            self.say_result(&executor, &result, &verdict, &epoch);
+            let refused = match verdict {
+                Verdict::Refused(why) => Some(why.to_owned()),
                 _ => None,
             };
-            if verdict != Verdict::Repeated {
-                self.say_result(&executor, &result, &verdict, epoch);
-            }
-            attempts.push((result.attempt, refused));
+            let acks = self.acks.entry(worker.id).or_default();
+            acks.push((result.attempt, refused));
         }
-        self.changed();
-        self.seed.transport.do_send(Send {
-            to: worker.id,
-            message: Acknowledge { epoch, attempts }.into(),
-        });
+        self.shadow_due = true;
     }
 
-    fn say_result(&mut self, executor: &str, result: &TaskResult, verdict: &Verdict, epoch: Epoch) {
-        let (task, attempt) = (result.attempt.task.to_string(), token(result.attempt));
+    /// One message to each worker that was heard.
+    fn acknowledge(&mut self) {
+        let acks = std::mem::take(&mut self.acks);
+        let Some(epoch) = self.acting().map(|r| r.epoch) else {
+            return;
+        };
+        for (to, attempts) in acks {
+            self.tell(to, Acknowledge { epoch, attempts });
+        }
+    }
+
+    fn say_result(&mut self, executor: &str, result: &TaskResult, verdict: &Verdict, epoch: &str) {
+        let task = result.attempt.task.to_string();
+        let attempt = result.attempt.attempt.to_string();
         let duration = result.finished_ms.saturating_sub(result.started_ms);
-        let epoch = epoch.to_string();
         match (verdict, &result.outcome) {
             (Verdict::Recorded, Outcome::Done(output)) => {
-                let level = self.may_say();
+                let level = self.level();
                 let output = String::from_utf8_lossy(output);
                 log::log!(target: "master", level, event = "task.finished", task = task, attempt = attempt, executor = executor, output = &*output, started = crate::time::rfc3339(result.started_ms), finished = crate::time::rfc3339(result.finished_ms), duration_ms = duration, epoch = epoch; "task finished");
             }
             (Verdict::Recorded, outcome) => {
                 log::warn!(target: "master", event = "task.failed", task = task, attempt = attempt, executor = executor, reason:debug = outcome, duration_ms = duration, epoch = epoch; "task failed");
             }
+            // It was stopped because it ran in vain.
+            (Verdict::Refused(_), Outcome::Cancelled) => {}
             (Verdict::Refused(why), _) => {
                 log::warn!(target: "master", event = "task.refused", task = task, attempt = attempt, executor = executor, reason = *why, epoch = epoch; "a result is refused");
             }
@@ -648,22 +571,15 @@ impl MasterActor {
         }
     }
 
-    fn handed_back(&mut self, worker: WorkerId, back: &HandBack, ctx: &mut Context<Self>) {
-        let now = Instant::now();
+    fn handed_back(&mut self, back: HandBack) {
+        let now = now();
         let Some(reign) = &mut self.reign else { return };
-        let mut returned = Vec::new();
-        for attempt in &back.attempts {
-            if reign.ledger.take_back(*attempt, now) {
-                returned.push(*attempt);
-            }
-        }
-        let ended = u32::try_from(returned.len()).unwrap_or(u32::MAX);
-        reign.roster.grant(worker, 0, ended);
+        let mut returned = back.attempts;
+        returned.retain(|attempt| reign.ledger.take_back(*attempt, now));
         for attempt in returned {
             self.say_verdict(attempt, &Verdict::Requeued("its worker handed it back"));
         }
-        self.changed();
-        self.turn(ctx);
+        self.shadow_due = true;
     }
 
     fn begun(&mut self, started: &Started) {
@@ -676,34 +592,17 @@ impl MasterActor {
 
     // --- reigns --------------------------------------------------------------------------------------------------
 
-    fn keep_shadow(&mut self, shadow: Shadow) {
-        let newer = shadow.epoch > self.legacy.epoch;
-        let same = shadow.epoch == self.legacy.epoch && !self.legacy.handed;
-        if newer || same {
-            self.legacy = Legacy {
-                epoch: shadow.epoch,
-                handed: false,
-                entries: shadow.entries,
-            };
-        }
-    }
-
-    fn keep_part(&mut self, part: HandOver, ctx: &mut Context<Self>) {
-        if part.epoch < self.legacy.epoch {
+    fn keep_part(&mut self, from: NodeId, part: HandOver) {
+        let (epoch, master) = (part.epoch, self.name_of(from));
+        if !self.legacy.part(master, part) {
             return;
         }
-        if part.epoch > self.legacy.epoch || !self.legacy.handed {
-            self.legacy = Legacy {
-                epoch: part.epoch,
-                handed: true,
-                entries: Vec::new(),
-            };
-        }
-        self.legacy.entries.extend(part.entries);
         // A part may come after the reign has begun: it is inherited all the same.
-        if let Some(reign) = self.reign.as_mut().filter(|r| r.epoch > part.epoch) {
-            inherit(reign, std::mem::take(&mut self.legacy.entries));
-            self.turn(ctx);
+        let Some(reign) = self.reign.as_mut().filter(|r| r.epoch > epoch) else {
+            return;
+        };
+        if let Some(will) = self.legacy.take(reign.epoch) {
+            reign.inherit(will, unix_ms(), now());
         }
     }
 
@@ -711,56 +610,41 @@ impl MasterActor {
         match &mut self.reign {
             // The heir did not take over: on with the ledger we have.
             Some(reign) if reign.epoch == epoch => reign.frozen = false,
+            Some(reign) if reign.epoch > epoch => return,
             _ => self.begin(epoch),
         }
         for (under, worker, message) in std::mem::take(&mut self.early) {
             if under == epoch {
-                self.act_on(worker, message, ctx);
+                self.act_on(worker, message);
             }
         }
         self.turn(ctx);
     }
 
     fn begin(&mut self, epoch: Epoch) {
-        let legacy = std::mem::take(&mut self.legacy);
-        let mut reign = Reign {
-            epoch,
-            ledger: Ledger::new(self.ledger_settings()),
-            roster: Roster::default(),
-            generator: Generator::new(self.seed.generator.clone()),
-            recovering: Some(Instant::now() + self.seed.settings.recovery_wait),
-            inherited: BTreeMap::new(),
-            reports: BTreeMap::new(),
-            frozen: false,
-            refused: BTreeMap::new(),
-            adopted: 0,
-            shadowed: None,
-            shadow_due: false,
-        };
-        // Our own reign before this one: what was open is known first-hand.
-        if let Some(old) = self.reign.take() {
-            inherit(&mut reign, old.ledger.entries(usize::MAX).0);
-        } else if legacy.epoch < epoch {
-            inherit(&mut reign, legacy.entries);
+        let now = now();
+        let generator = self.seed.generator.clone();
+        let mut reign = Reign::new(epoch, &self.seed.settings, generator, now);
+        let will = self.legacy.take(epoch);
+        if let Some(before) = self.reign.take() {
+            self.legacy.led(before.epoch);
+            reign.succeed(before);
+        } else if let Some(will) = will {
+            if will.beyond > 0 {
+                log::warn!(target: "master", event = "task.lost", count = will.beyond, reason = format!("open at the dead master {}, more than it could tell of", will.master).as_str(), epoch = epoch.to_string(); "of these tasks only those that a worker reports go on");
+            }
+            reign.inherit(will, unix_ms(), now);
         }
-        log::info!(target: "master", event = "master.leading", epoch = epoch.to_string(), inherited = reign.inherited.len(); "leading: waiting for the workers to report");
+        log::info!(target: "master", event = "master.leading", epoch = epoch.to_string(), inherited = reign.inherited(); "leading: waiting for the workers to report");
         self.reign = Some(reign);
         self.said_waiting = None;
+        self.shadow_due = true;
     }
 }
 
-/// Kept aside until the workers have reported: what they run or have done must not be queued again.
-fn inherit(reign: &mut Reign, entries: Vec<LedgerEntry>) {
-    let now = Instant::now();
-    for entry in entries {
-        if reign.recovering.is_some() {
-            if reign.ledger.get(entry.spec.id).is_none() {
-                reign.inherited.insert(entry.spec.id, entry);
-            }
-        } else {
-            reign.ledger.inherit(entry, now);
-        }
-    }
+/// The runtime's clock, so that a paused or a simulated one is obeyed.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
 }
 
 /// The epoch a worker's message is under.
@@ -802,7 +686,8 @@ impl Handler<StandDown> for MasterActor {
 
     fn handle(&mut self, msg: StandDown, _: &mut Self::Context) {
         if let Some(reign) = self.reign.take() {
-            let open = reign.ledger.entries(0).1;
+            self.legacy.led(reign.epoch);
+            let open = reign.ledger.open() + reign.inherited();
             log::info!(target: "master", event = "master.stood_down", epoch = reign.epoch.to_string(), reason = msg.why.as_str(), open = open; "no longer leading");
         }
         self.said_waiting = None;
@@ -817,29 +702,30 @@ impl Handler<HandOverTo> for MasterActor {
             return Box::pin(actix::fut::ready(0));
         };
         reign.frozen = true;
-        let mut entries = reign.ledger.entries(usize::MAX).0;
-        entries.extend(std::mem::take(&mut reign.inherited).into_values());
+        let entries = reign.entries();
         let open = entries.len();
         let (transport, epoch, heir) = (self.seed.transport.clone(), msg.epoch, msg.heir);
         let stream = async move {
-            // Three inputs of the largest size fit a frame; small ones go many at a time.
-            let large = entries.iter().any(|e| e.spec.input.len() > 1024);
-            let part = if large { MAX_PART } else { MAX_SHADOW };
-            let mut parts = entries.chunks(part).peekable();
-            while let Some(entries) = parts.next() {
+            let parts = batches(entries, LedgerEntry::weight);
+            let last = parts.len().saturating_sub(1);
+            for (n, entries) in parts.into_iter().enumerate() {
                 let part = HandOver {
                     epoch,
-                    entries: entries.to_vec(),
-                    more: parts.peek().is_some(),
+                    entries,
+                    more: n < last,
+                    part: u32::try_from(n).unwrap_or(u32::MAX),
                 };
-                // What does not arrive is recovered from the workers' reports, as after a crash.
-                transport
-                    .send(Send {
-                        to: heir,
-                        message: part.into(),
-                    })
-                    .await
-                    .ok();
+                let send = Send {
+                    to: heir,
+                    message: part.into(),
+                };
+                for _ in 0..FULL_TRIES {
+                    // What does not arrive is recovered from the workers' reports, as after a crash.
+                    if !matches!(transport.send(send.clone()).await, Ok(Err(SendError::Full))) {
+                        break;
+                    }
+                    tokio::time::sleep(FULL_WAIT).await;
+                }
             }
             open
         };
@@ -851,7 +737,13 @@ impl Handler<ClusterChanged> for MasterActor {
     type Result = ();
 
     fn handle(&mut self, msg: ClusterChanged, ctx: &mut Self::Context) {
+        // Another led since: what a master before it left with us may be long finished.
+        if let Some(master) = msg.0.master.as_ref().filter(|m| m.record.id != msg.0.me) {
+            self.legacy.led(master.epoch);
+        }
         self.cluster = Some(msg.0);
+        // The likely heir may be another now.
+        self.shadow_due = true;
         self.turn(ctx);
     }
 }
@@ -865,13 +757,11 @@ impl Handler<MemberRemoved> for MasterActor {
             incarnation: msg.incarnation,
         };
         let Some(reign) = &mut self.reign else { return };
-        reign.roster.void(worker);
-        reign.reports.remove(&worker);
-        let lost = reign.ledger.lose_worker(worker, Instant::now());
+        let lost = reign.removed(worker, unix_ms(), now());
         for (attempt, verdict) in lost {
             self.say_verdict(attempt, &verdict);
         }
-        self.changed();
+        self.shadow_due = true;
         self.turn(ctx);
     }
 }
@@ -886,8 +776,9 @@ impl Handler<Inbound> for MasterActor {
             incarnation: msg.incarnation,
         };
         for envelope in msg.envelopes {
-            self.hear(msg.from, worker, envelope, ctx);
+            self.hear(msg.from, worker, envelope);
         }
+        self.turn(ctx);
     }
 }
 
@@ -903,11 +794,14 @@ impl Handler<Submit> for MasterActor {
 
 impl MasterActor {
     fn submit(&mut self, submission: Submission) -> Result<TaskView, SubmitError> {
+        if self.acting().is_none() {
+            return Err(SubmitError::NotMaster);
+        }
+        submission.check()?;
         let created_ms = unix_ms();
         let id = submission
             .id
             .unwrap_or_else(|| TaskId::new(created_ms, &mut self.rng));
-        submission.check()?;
         let defaults = &self.seed.settings;
         let spec = TaskSpec {
             id,
@@ -922,26 +816,27 @@ impl MasterActor {
             created_ms,
             not_before_ms: 0,
         };
-        let Some(reign) = self.reign.as_mut().filter(|r| !r.frozen) else {
+        let level = self.level();
+        let Some(reign) = &mut self.reign else {
             return Err(SubmitError::NotMaster);
         };
+        let known = reign.ledger.get(id).is_some();
         reign
             .ledger
-            .accept(spec, Duration::ZERO, Instant::now())
-            .map_err(|full| {
-                let queued = match full {
+            .accept(spec, Duration::ZERO, now())
+            .map_err(|full| SubmitError::Busy {
+                queued: match full {
                     Full::Count(queued) => queued,
                     Full::Bytes(_) => reign.ledger.queued(),
-                };
-                SubmitError::Busy {
-                    queued,
-                    retry_after_s: 1,
-                }
+                },
+                retry_after_s: 1,
             })?;
-        reign.shadow_due = true;
-        let task = reign.ledger.get(id);
-        task.map(|t| view(t, self.cluster.as_deref()))
-            .ok_or(SubmitError::NotMaster)
+        self.shadow_due = true;
+        let task = reign.ledger.get(id).ok_or(SubmitError::NotMaster)?;
+        if !known {
+            log::log!(target: "master", level, event = "task.created", task = id.to_string(), job = task.spec.job.as_str(), epoch = reign.epoch.to_string(); "task accepted");
+        }
+        Ok(view(task, self.cluster.as_deref()))
     }
 }
 
@@ -990,7 +885,7 @@ impl Handler<AskMaster> for MasterActor {
         let outstanding = reign.ledger.outstanding();
         MasterSnapshot {
             leading: Some(reign.epoch.to_string()),
-            recovering: reign.recovering.is_some(),
+            recovering: reign.is_recovering(),
             tasks: reign.ledger.counts(),
             outstanding: outstanding
                 .into_iter()

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Attempts only rise; only the newest attempt of a task may record; the first valid result wins; what comes late is refused
-//! with a reason and kept in the task's receipt. An attempt that could not be sent is taken back without blame.
+//! with a reason and kept in the task's receipt. An attempt that could not be sent, or that its worker never began, is
+//! taken back without blame.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -20,13 +21,12 @@ use crate::wire::{Assignment, LedgerEntry, Outcome, TaskResult, TaskSpec};
 
 /// Refused results kept in a receipt; beyond, only counted.
 const MAX_REFUSED: usize = 16;
+/// Tries kept in a receipt, and attempts of a task at the most: those without blame are forgotten first.
+pub const MAX_TRIES: usize = 100;
 /// The master's own deadline of an attempt is this much later than the worker's, which tells more.
 const GRACE: Duration = Duration::from_secs(5);
-
 /// No wait is longer, whatever a task or a setting says: the clock must not overflow.
 const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
-/// Tries kept in a receipt; beyond, the oldest that never reached its worker is forgotten first.
-const MAX_TRIES: usize = 100;
 
 /// Bounds and manners of a ledger.
 #[derive(Clone, Debug)]
@@ -39,7 +39,7 @@ pub struct LedgerSettings {
     pub keep_finished: usize,
     /// …and by age.
     pub keep_finished_for: Duration,
-    /// Wait before the second attempt; doubled for each further one.
+    /// Wait before the second attempt; doubled for each further one, ± 20 %.
     pub retry_wait: Duration,
 }
 
@@ -50,6 +50,15 @@ pub struct WorkerId {
     pub id: NodeId,
     /// Which life.
     pub incarnation: Incarnation,
+}
+
+/// What a task asks of a worker. Tasks that ask the same wait in one line.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Needs {
+    /// The kind of work.
+    pub job: String,
+    /// Tags.
+    pub require: BTreeMap<String, String>,
 }
 
 /// How a task stands.
@@ -96,10 +105,12 @@ pub struct Try {
     pub worker: WorkerId,
     /// Unix ms on the worker's clock; 0 while unknown.
     pub started_ms: u64,
-    /// Unix ms on the worker's clock; 0 while unknown.
+    /// Unix ms on the worker's clock; 0 until its result came.
     pub finished_ms: u64,
-    /// `running`, `done`, `failed`, `retry`, `timed-out`, `lost`, `returned`, `cancelled`.
+    /// `running`, `done`, `failed`, `retry`, `timed-out`, `lost`, `superseded`, `returned`, `cancelled`.
     pub outcome: &'static str,
+    /// Whether it counts towards `max_attempts`: it may have executed.
+    pub spent: bool,
 }
 
 /// A result that was not recorded.
@@ -127,9 +138,73 @@ pub struct Task {
     /// Unix ms; 0 while open.
     pub finished_ms: u64,
     seq: u64,
+    /// Queued, and not ready before.
+    waits_until: Option<Instant>,
     deadline: Option<Instant>,
     finished_at: Option<Instant>,
 }
+
+impl Task {
+    fn new(spec: TaskSpec, seq: u64) -> Self {
+        Self {
+            spec,
+            state: State::Queued,
+            tries: Vec::new(),
+            refused: Vec::new(),
+            finished_ms: 0,
+            seq,
+            waits_until: None,
+            deadline: None,
+            finished_at: None,
+        }
+    }
+
+    /// What it asks of a worker.
+    pub fn needs(&self) -> Needs {
+        Needs {
+            job: self.spec.job.clone(),
+            require: self.spec.require.clone(),
+        }
+    }
+
+    fn place(&self) -> Place {
+        (Reverse(self.spec.priority), self.seq)
+    }
+
+    fn spent(&self) -> usize {
+        self.tries.iter().filter(|t| t.spent).count()
+    }
+
+    fn begin(&mut self, attempt: Attempt, worker: WorkerId, started_ms: u64) {
+        if self.tries.len() >= MAX_TRIES {
+            let blameless = self.tries.iter().position(|t| !t.spent);
+            self.tries.remove(blameless.unwrap_or(0));
+        }
+        self.tries.push(Try {
+            attempt,
+            worker,
+            started_ms,
+            finished_ms: 0,
+            outcome: "running",
+            spent: true,
+        });
+    }
+
+    /// Twice as long each time, and ± 20 % by the chance that is in the id, so that what failed together does not return
+    /// together.
+    fn back_off(&self, first: Duration) -> Duration {
+        let spent = u32::try_from(self.spent()).unwrap_or(u32::MAX);
+        let doublings = spent.saturating_sub(1).min(16);
+        let mixed = (self.spec.id.0.as_u128() as u64)
+            .wrapping_add(u64::from(spent))
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let per_mille = 800 + u32::try_from((mixed >> 32) % 401).unwrap_or(200);
+        first.saturating_mul(1 << doublings).min(FAR) * per_mille / 1000
+    }
+}
+
+/// Higher priority first, then in order of acceptance.
+type Place = (Reverse<i32>, u64);
 
 /// Why a task was not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,10 +224,21 @@ pub enum Verdict {
     Requeued(&'static str),
     /// The attempt ended without an answer; it was the last.
     Dead,
-    /// It was recorded before, from this very attempt: the acknowledgement was lost.
+    /// It was recorded or refused before: the acknowledgement was lost.
     Repeated,
     /// Not recorded, for this reason.
     Refused(&'static str),
+}
+
+/// An attempt that ended without a result.
+#[derive(Clone, Copy, Debug)]
+struct Loss {
+    outcome: &'static str,
+    why: &'static str,
+    /// It counts towards `max_attempts`.
+    spent: bool,
+    /// The next one waits.
+    back_off: bool,
 }
 
 /// See the module page.
@@ -160,8 +246,10 @@ pub enum Verdict {
 pub struct Ledger {
     settings: LedgerSettings,
     tasks: BTreeMap<TaskId, Task>,
-    /// Ready now, by priority, then in order of acceptance.
-    ready: BTreeMap<(Reverse<i32>, u64), TaskId>,
+    open: BTreeSet<TaskId>,
+    /// Ready now: a line for each kind of need, so that one nobody can meet holds up no other.
+    ready: BTreeMap<Needs, BTreeMap<Place, TaskId>>,
+    ready_count: usize,
     /// Ready later.
     later: BTreeMap<(Instant, u64), TaskId>,
     deadlines: BTreeSet<(Instant, TaskId)>,
@@ -177,7 +265,9 @@ impl Ledger {
         Self {
             settings,
             tasks: BTreeMap::new(),
+            open: BTreeSet::new(),
             ready: BTreeMap::new(),
+            ready_count: 0,
             later: BTreeMap::new(),
             deadlines: BTreeSet::new(),
             leased: BTreeMap::new(),
@@ -209,17 +299,8 @@ impl Ledger {
     fn insert(&mut self, spec: TaskSpec) -> TaskId {
         let id = spec.id;
         self.seq += 1;
-        let task = Task {
-            spec,
-            state: State::Queued,
-            tries: Vec::new(),
-            refused: Vec::new(),
-            finished_ms: 0,
-            seq: self.seq,
-            deadline: None,
-            finished_at: None,
-        };
-        self.tasks.insert(id, task);
+        self.tasks.insert(id, Task::new(spec, self.seq));
+        self.open.insert(id);
         id
     }
 
@@ -230,24 +311,63 @@ impl Ledger {
         task.state = State::Queued;
         self.queued_bytes += task.spec.input.len();
         if wait.is_zero() {
-            self.ready
-                .insert((Reverse(task.spec.priority), task.seq), id);
+            self.line_up(id);
         } else {
-            self.later.insert((now + wait.min(FAR), task.seq), id);
+            let at = now + wait.min(FAR);
+            task.waits_until = Some(at);
+            self.later.insert((at, task.seq), id);
+        }
+    }
+
+    fn line_up(&mut self, id: TaskId) {
+        let Some(task) = self.tasks.get_mut(&id) else {
+            return;
+        };
+        task.waits_until = None;
+        let line = self.ready.entry(task.needs()).or_default();
+        line.insert(task.place(), id);
+        self.ready_count += 1;
+    }
+
+    fn unqueue(&mut self, id: TaskId) {
+        let Some(task) = self.tasks.get_mut(&id) else {
+            return;
+        };
+        self.queued_bytes -= task.spec.input.len();
+        if let Some(at) = task.waits_until.take() {
+            self.later.remove(&(at, task.seq));
+            return;
+        }
+        let needs = task.needs();
+        let Some(line) = self.ready.get_mut(&needs) else {
+            return;
+        };
+        self.ready_count -= usize::from(line.remove(&task.place()).is_some());
+        if line.is_empty() {
+            self.ready.remove(&needs);
         }
     }
 
     // --- handing out ---------------------------------------------------------------------------------------------
 
-    /// Makes ready what has waited long enough, and answers what is ready, best first, at most `limit`.
-    pub fn ready(&mut self, now: Instant, limit: usize) -> Vec<TaskId> {
+    /// Makes ready what has waited long enough, and drops what was finished too long ago.
+    pub fn ripen(&mut self, now: Instant) {
         while let Some(entry) = self.later.first_entry().filter(|e| e.key().0 <= now) {
-            let ((_, seq), id) = entry.remove_entry();
-            if let Some(task) = self.tasks.get(&id) {
-                self.ready.insert((Reverse(task.spec.priority), seq), id);
-            }
+            let id = entry.remove();
+            self.line_up(id);
         }
-        self.ready.values().take(limit).copied().collect()
+        self.forget(now);
+    }
+
+    /// The task that is next, leaving out those whose needs nobody can meet now.
+    pub fn best(&self, unmet: &BTreeSet<Needs>) -> Option<&Task> {
+        let lines = self
+            .ready
+            .iter()
+            .filter(|(needs, _)| !unmet.contains(needs));
+        let heads = lines.filter_map(|(_, line)| line.first_key_value());
+        let (_, id) = heads.min_by_key(|(place, _)| **place)?;
+        self.tasks.get(id)
     }
 
     /// Leases a queued task to a worker under a new attempt.
@@ -263,43 +383,29 @@ impl Ledger {
         }
         self.unqueue(id);
         let task = self.tasks.get_mut(&id)?;
-        let n = task
-            .tries
-            .last()
-            .map_or(0, |t| t.attempt.n)
-            .saturating_add(1);
-        if task.tries.len() >= MAX_TRIES {
-            let returned = task.tries.iter().position(|t| t.outcome == "returned");
-            task.tries.remove(returned.unwrap_or(0));
-        }
+        let n = task.tries.last().map_or(0, |t| t.attempt.n) + 1;
         let attempt = Attempt { epoch, n };
-        task.tries.push(Try {
-            attempt,
-            worker,
-            started_ms: 0,
-            finished_ms: 0,
-            outcome: "running",
-        });
-        task.state = State::Leased;
+        task.begin(attempt, worker, 0);
         let assignment = Assignment {
             attempt: AttemptId { task: id, attempt },
             spec: task.spec.clone(),
         };
-        self.watch_lease(id, worker, now);
+        self.begin_lease(id, worker, now);
         Some(assignment)
     }
 
-    fn watch_lease(&mut self, id: TaskId, worker: WorkerId, now: Instant) {
+    fn begin_lease(&mut self, id: TaskId, worker: WorkerId, now: Instant) {
         let Some(task) = self.tasks.get_mut(&id) else {
             return;
         };
-        let timeout = Duration::from_millis(task.spec.timeout_ms).min(FAR);
-        let deadline = now + timeout + GRACE;
+        task.state = State::Leased;
+        let deadline = now + Duration::from_millis(task.spec.timeout_ms).min(FAR) + GRACE;
         task.deadline = Some(deadline);
         self.deadlines.insert((deadline, id));
         self.leased.entry(worker).or_default().insert(id);
     }
 
+    /// Before anything changes in `tries`: the newest one names the worker that holds the lease.
     fn end_lease(&mut self, id: TaskId) {
         let Some(task) = self.tasks.get_mut(&id) else {
             return;
@@ -307,9 +413,14 @@ impl Ledger {
         if let Some(deadline) = task.deadline.take() {
             self.deadlines.remove(&(deadline, id));
         }
-        let worker = task.tries.last().map(|t| t.worker);
-        if let Some(tasks) = worker.and_then(|w| self.leased.get_mut(&w)) {
+        let Some(worker) = task.tries.last().map(|t| t.worker) else {
+            return;
+        };
+        if let Some(tasks) = self.leased.get_mut(&worker) {
             tasks.remove(&id);
+            if tasks.is_empty() {
+                self.leased.remove(&worker);
+            }
         }
     }
 
@@ -335,6 +446,7 @@ impl Ledger {
             return false;
         };
         last.outcome = "returned";
+        last.spent = false;
         self.end_lease(attempt.task);
         self.enqueue(attempt.task, Duration::ZERO, now);
         true
@@ -345,37 +457,33 @@ impl Ledger {
     /// A worker's result.
     pub fn result(&mut self, from: NodeId, result: &TaskResult, now: Instant) -> Verdict {
         let id = result.attempt.task;
+        let token = result.attempt.attempt;
         let Some(task) = self.tasks.get_mut(&id) else {
             return Verdict::Refused("no such task is known to this master");
         };
-        let newest = task.tries.last().map(|t| (t.attempt, t.worker.id));
-        let recorded =
-            !task.state.is_open() && task.tries.last().is_some_and(|t| t.finished_ms > 0);
-        if recorded && newest == Some((result.attempt.attempt, from)) {
+        let heard = |t: &Try| t.attempt == token && t.worker.id == from && t.finished_ms > 0;
+        if task.tries.iter().any(heard) {
             return Verdict::Repeated;
         }
-        let why = match (&task.state, newest) {
-            (State::Leased, Some((attempt, worker)))
-                if attempt == result.attempt.attempt && worker == from =>
-            {
-                None
-            }
-            (State::Leased | State::Queued, _) => Some("a newer attempt superseded it"),
-            _ => Some("the task is already finished"),
-        };
-        if let Some(why) = why {
+        let refused = |r: &Refusal| r.attempt == token && r.worker == from;
+        if task.refused.iter().any(refused) {
+            return Verdict::Repeated;
+        }
+        if let Some(why) = unfit(task, token, from) {
             if task.refused.len() < MAX_REFUSED {
                 task.refused.push(Refusal {
-                    attempt: result.attempt.attempt,
+                    attempt: token,
                     worker: from,
                     why,
                 });
             }
             return Verdict::Refused(why);
         }
+        // 0 stands for "no result came".
+        let finished_ms = result.finished_ms.max(1);
         if let Some(last) = task.tries.last_mut() {
             last.started_ms = result.started_ms;
-            last.finished_ms = result.finished_ms;
+            last.finished_ms = finished_ms;
             last.outcome = match &result.outcome {
                 Outcome::Done(_) => "done",
                 Outcome::Failed(_) => "failed",
@@ -385,26 +493,20 @@ impl Ledger {
             };
         }
         self.end_lease(id);
-        match &result.outcome {
-            Outcome::Done(output) => {
-                self.finish(id, State::Done(output.clone()), result.finished_ms, now)
-            }
-            Outcome::Failed(why) => {
-                self.finish(id, State::Failed(why.clone()), result.finished_ms, now)
-            }
-            Outcome::Cancelled => self.finish(id, State::Cancelled, result.finished_ms, now),
+        let state = match &result.outcome {
+            Outcome::Done(output) => State::Done(output.clone()),
+            Outcome::Failed(why) => State::Failed(why.clone()),
+            Outcome::Cancelled => State::Cancelled,
             Outcome::Retry(why) => {
-                return self.again(id, why.clone(), "it asked for another try", now);
+                let reason = "it asked for another try";
+                return self.again(id, why.clone(), reason, true, finished_ms, now);
             }
             Outcome::TimedOut => {
-                return self.again(
-                    id,
-                    "it overran its time".to_owned(),
-                    "it overran its time",
-                    now,
-                );
+                let reason = "it overran its time";
+                return self.again(id, reason.to_owned(), reason, true, finished_ms, now);
             }
-        }
+        };
+        self.finish(id, state, finished_ms, now);
         Verdict::Recorded
     }
 
@@ -414,49 +516,44 @@ impl Ledger {
             task.state = state;
             task.finished_ms = at_ms;
             task.finished_at = Some(now);
+            self.open.remove(&id);
             self.finished.push_back(id);
         }
         self.forget(now);
     }
 
-    /// Queued again with back-off, or dead.
-    fn again(&mut self, id: TaskId, error: String, why: &'static str, now: Instant) -> Verdict {
+    /// Queued again, with back-off or at once, or dead.
+    fn again(
+        &mut self,
+        id: TaskId,
+        error: String,
+        why: &'static str,
+        back_off: bool,
+        at_ms: u64,
+        now: Instant,
+    ) -> Verdict {
         let Some(task) = self.tasks.get(&id) else {
             return Verdict::Refused("no such task is known to this master");
         };
-        let counting = task
-            .tries
-            .iter()
-            .filter(|t| t.outcome != "returned")
-            .count();
-        if counting >= task.spec.max_attempts as usize {
-            let at = task.tries.last().map_or(0, |t| t.finished_ms);
-            self.finish(id, State::Dead(error), at, now);
+        if task.spent() >= (task.spec.max_attempts as usize).min(MAX_TRIES) {
+            self.finish(id, State::Dead(error), at_ms, now);
             return Verdict::Dead;
         }
-        let doublings = u32::try_from(counting.saturating_sub(1))
-            .unwrap_or(16)
-            .min(16);
-        let wait = self
-            .settings
-            .retry_wait
-            .saturating_mul(1 << doublings)
-            .min(FAR);
-        let wait = wait * jitter_per_mille(id, counting) / 1000;
+        let wait = if back_off {
+            task.back_off(self.settings.retry_wait)
+        } else {
+            Duration::ZERO
+        };
         self.enqueue(id, wait, now);
         Verdict::Requeued(why)
     }
 
     /// Drops what was finished too long ago, or is too much.
     fn forget(&mut self, now: Instant) {
+        let keep_for = self.settings.keep_finished_for;
         while let Some(id) = self.finished.front() {
-            let old = self
-                .tasks
-                .get(id)
-                .and_then(|t| t.finished_at)
-                .is_none_or(|at| {
-                    now.saturating_duration_since(at) > self.settings.keep_finished_for
-                });
+            let at = self.tasks.get(id).and_then(|t| t.finished_at);
+            let old = at.is_none_or(|at| now.saturating_duration_since(at) > keep_for);
             if self.finished.len() <= self.settings.keep_finished && !old {
                 return;
             }
@@ -467,190 +564,215 @@ impl Ledger {
 
     // --- losing and finding --------------------------------------------------------------------------------------
 
-    /// A worker is gone: each of its attempts is lost, and the task queued again at once or dead.
-    pub fn lose_worker(&mut self, worker: WorkerId, now: Instant) -> Vec<(AttemptId, Verdict)> {
-        let lost = self.leased.remove(&worker).unwrap_or_default();
-        lost.into_iter()
-            .filter_map(|id| self.lose(id, "lost", "its worker is gone", now))
+    /// A worker is gone: each of its attempts is lost, and the task queued again at once or dead. `at_ms` is the unix time.
+    pub fn lose_worker(
+        &mut self,
+        worker: WorkerId,
+        at_ms: u64,
+        now: Instant,
+    ) -> Vec<(AttemptId, Verdict)> {
+        // The loss of a worker is not the task's fault: no back-off.
+        let loss = Loss {
+            outcome: "lost",
+            why: "its worker is gone",
+            spent: true,
+            back_off: false,
+        };
+        let lost = self.leased_to(worker).into_iter();
+        lost.filter_map(|attempt| self.lose(attempt, loss, at_ms, now))
             .collect()
     }
 
     fn lose(
         &mut self,
-        id: TaskId,
-        outcome: &'static str,
-        why: &'static str,
+        attempt: AttemptId,
+        loss: Loss,
+        at_ms: u64,
         now: Instant,
     ) -> Option<(AttemptId, Verdict)> {
-        let task = self.tasks.get_mut(&id)?;
-        let last = task.tries.last_mut()?;
-        let attempt = AttemptId {
-            task: id,
-            attempt: last.attempt,
-        };
-        last.outcome = outcome;
-        self.end_lease(id);
-        let counting = self
-            .tasks
-            .get(&id)?
-            .tries
-            .iter()
-            .filter(|t| t.outcome != "returned")
-            .count();
-        let spent = counting >= self.tasks.get(&id)?.spec.max_attempts as usize;
-        if spent {
-            self.finish(id, State::Dead(why.to_owned()), 0, now);
-            return Some((attempt, Verdict::Dead));
-        }
-        // The loss of a worker is not the task's fault: no back-off.
-        self.enqueue(id, Duration::ZERO, now);
-        Some((attempt, Verdict::Requeued(why)))
+        let last = self.newest(attempt)?;
+        last.outcome = loss.outcome;
+        last.spent = loss.spent;
+        self.end_lease(attempt.task);
+        let error = loss.why.to_owned();
+        let verdict = self.again(attempt.task, error, loss.why, loss.back_off, at_ms, now);
+        Some((attempt, verdict))
     }
 
-    /// Attempts whose time is long over without a word from the worker.
-    pub fn overdue(&mut self, now: Instant) -> Vec<(AttemptId, Verdict)> {
+    /// Attempts whose time is long over without a word from the worker, and with whom they are.
+    pub fn overdue(&mut self, at_ms: u64, now: Instant) -> Vec<(AttemptId, WorkerId, Verdict)> {
+        let loss = Loss {
+            outcome: "timed-out",
+            why: "no word came within its time",
+            spent: true,
+            back_off: true,
+        };
         let mut due = Vec::new();
-        while let Some((at, id)) = self.deadlines.first().copied().filter(|(at, _)| *at <= now) {
-            self.deadlines.remove(&(at, id));
-            due.extend(self.lose(id, "timed-out", "no word came within its time", now));
+        while let Some((_, id)) = self.deadlines.first().filter(|(at, _)| *at <= now).copied() {
+            let Some((attempt, worker)) = self.holder(id) else {
+                self.deadlines.pop_first();
+                continue;
+            };
+            let lost = self.lose(attempt, loss, at_ms, now);
+            due.extend(lost.map(|(attempt, verdict)| (attempt, worker, verdict)));
         }
         due
     }
 
-    /// What a worker runs becomes ours, token and all, if it is newer than what we know of the task.
+    fn holder(&self, id: TaskId) -> Option<(AttemptId, WorkerId)> {
+        let task = self.tasks.get(&id)?;
+        let last = task.tries.last().filter(|_| task.state == State::Leased)?;
+        let attempt = last.attempt;
+        Some((AttemptId { task: id, attempt }, last.worker))
+    }
+
+    /// What a worker runs becomes ours, token and all, if it is newer than what we know of the task. `reign` is the epoch of
+    /// this ledger: no token can be above it.
     pub fn adopt(
         &mut self,
         worker: WorkerId,
         assignment: &Assignment,
         started_ms: u64,
+        reign: Epoch,
         now: Instant,
     ) -> Result<(), &'static str> {
         let id = assignment.attempt.task;
-        if !self.tasks.contains_key(&id) {
-            self.insert(assignment.spec.clone());
-            self.enqueue(id, Duration::ZERO, now);
-        }
-        let Some(task) = self.tasks.get_mut(&id) else {
-            return Err("no such task is known to this master");
-        };
-        if !task.state.is_open() {
-            return Err("the task is already finished");
-        }
         let token = assignment.attempt.attempt;
-        match task.tries.last_mut() {
-            Some(last) if last.attempt > token => return Err("a newer attempt superseded it"),
-            Some(last) if last.attempt == token && last.worker != worker => {
+        if token.epoch > reign || token.n == u32::MAX || assignment.spec.id != id {
+            return Err("no master can have handed it out");
+        }
+        if let Some(task) = self.tasks.get(&id) {
+            if !task.state.is_open() {
+                return Err("the task is already finished");
+            }
+            let last = task.tries.last();
+            if last.is_some_and(|last| last.attempt > token) {
+                return Err("a newer attempt superseded it");
+            }
+            let same = last.filter(|last| last.attempt == token);
+            if same.is_some_and(|last| last.finished_ms > 0) {
+                return Err("its result is known");
+            }
+            // The same node may come back under another incarnation, with what it runs.
+            if same.is_some_and(|last| last.worker.id != worker.id) {
                 return Err("another worker runs this attempt");
             }
-            Some(last) if last.attempt == token => {
-                last.started_ms = last.started_ms.max(started_ms);
-                last.outcome = "running";
+            if task.state == State::Leased {
+                self.end_lease(id);
+            } else {
+                self.unqueue(id);
             }
-            _ => task.tries.push(Try {
-                attempt: token,
-                worker,
-                started_ms,
-                finished_ms: 0,
-                outcome: "running",
-            }),
-        }
-        if task.state == State::Queued {
-            self.unqueue(id);
         } else {
-            self.end_lease(id);
+            self.insert(assignment.spec.clone());
         }
         if let Some(task) = self.tasks.get_mut(&id) {
-            task.state = State::Leased;
+            match task.tries.last_mut() {
+                Some(last) if last.attempt == token => {
+                    last.worker = worker;
+                    last.started_ms = last.started_ms.max(started_ms);
+                    last.outcome = "running";
+                    last.spent = true;
+                }
+                last => {
+                    if let Some(last) = last.filter(|last| last.outcome == "running") {
+                        last.outcome = "superseded";
+                    }
+                    task.begin(token, worker, started_ms);
+                }
+            }
         }
-        self.watch_lease(id, worker, now);
+        self.begin_lease(id, worker, now);
         Ok(())
-    }
-
-    fn unqueue(&mut self, id: TaskId) {
-        let Some(task) = self.tasks.get(&id) else {
-            return;
-        };
-        self.queued_bytes -= task.spec.input.len();
-        let seq = task.seq;
-        if self
-            .ready
-            .remove(&(Reverse(task.spec.priority), seq))
-            .is_none()
-        {
-            self.later.retain(|(_, s), _| *s != seq);
-        }
     }
 
     /// Tasks leased to this worker.
     pub fn leased_to(&self, worker: WorkerId) -> Vec<AttemptId> {
         let ids = self.leased.get(&worker).into_iter().flatten();
-        ids.filter_map(|id| {
-            let attempt = self.tasks.get(id)?.tries.last()?.attempt;
-            Some(AttemptId { task: *id, attempt })
-        })
-        .collect()
+        ids.filter_map(|id| Some(self.holder(*id)?.0)).collect()
     }
 
-    /// An attempt that its worker does not know (any more): lost.
+    /// How many attempts this worker has.
+    pub fn load(&self, worker: WorkerId) -> u32 {
+        let tasks = self.leased.get(&worker).map_or(0, BTreeSet::len);
+        u32::try_from(tasks).unwrap_or(u32::MAX)
+    }
+
+    /// An attempt that its worker does not know (any more): lost, or never begun and then without blame.
     pub fn unknown_to_worker(
         &mut self,
         attempt: AttemptId,
+        at_ms: u64,
         now: Instant,
     ) -> Option<(AttemptId, Verdict)> {
-        self.newest(attempt)?;
-        self.lose(attempt.task, "lost", "its worker does not know it", now)
+        let began = self.newest(attempt)?.started_ms > 0;
+        let loss = Loss {
+            outcome: if began { "lost" } else { "returned" },
+            why: "its worker does not know it",
+            spent: began,
+            back_off: false,
+        };
+        self.lose(attempt, loss, at_ms, now)
     }
 
     /// The open tasks, to be handed over or shadowed, at most `limit`, and how many there are beyond.
     pub fn entries(&self, limit: usize) -> (Vec<LedgerEntry>, usize) {
-        let open = self.tasks.values().filter(|t| t.state.is_open());
+        let open = self.open.iter().take(limit);
         let entries: Vec<LedgerEntry> = open
-            .clone()
-            .take(limit)
-            .map(|t| LedgerEntry {
-                spec: t.spec.clone(),
-                attempts: t
-                    .tries
-                    .iter()
-                    .map(|a| {
-                        let id = AttemptId {
-                            task: t.spec.id,
-                            attempt: a.attempt,
-                        };
-                        (id, a.worker.id, a.worker.incarnation)
-                    })
-                    .collect(),
-                leased: t.state == State::Leased,
-            })
+            .filter_map(|id| Some(entry(self.tasks.get(id)?)))
             .collect();
-        let beyond = open.count() - entries.len();
+        let beyond = self.open.len() - entries.len();
         (entries, beyond)
     }
 
+    /// For the reign after this one on the same node: what is open is taken out, what is finished stays.
+    pub fn take_open(&mut self) -> Vec<LedgerEntry> {
+        let (entries, _) = self.entries(usize::MAX);
+        let mut rest = Self::new(self.settings.clone());
+        for id in std::mem::take(&mut self.open) {
+            self.tasks.remove(&id);
+        }
+        rest.tasks = std::mem::take(&mut self.tasks);
+        rest.finished = std::mem::take(&mut self.finished);
+        rest.seq = self.seq;
+        *self = rest;
+        entries
+    }
+
     /// A task of a ledger that was handed over, or of a dead master's shadow, which nobody reported: queued, keeping its
-    /// attempts, so that numbers only rise.
-    pub fn inherit(&mut self, entry: LedgerEntry, now: Instant) -> bool {
-        if self.tasks.contains_key(&entry.spec.id) {
+    /// attempts, so that numbers only rise. `wait` is how long it must not be handed out; `reign` is the epoch of this ledger.
+    pub fn inherit(
+        &mut self,
+        entry: LedgerEntry,
+        wait: Duration,
+        reign: Epoch,
+        now: Instant,
+    ) -> bool {
+        let usable = |(id, ..): &(AttemptId, NodeId, Incarnation)| {
+            id.attempt.n < u32::MAX && id.attempt.epoch <= reign
+        };
+        if self.tasks.contains_key(&entry.spec.id) || !entry.attempts.iter().all(usable) {
             return false;
         }
         let id = self.insert(entry.spec);
         if let Some(task) = self.tasks.get_mut(&id) {
-            task.tries = entry
-                .attempts
-                .into_iter()
-                .map(|(attempt, worker, incarnation)| Try {
-                    attempt: attempt.attempt,
-                    worker: WorkerId {
-                        id: worker,
-                        incarnation,
-                    },
-                    started_ms: 0,
-                    finished_ms: 0,
-                    outcome: "returned",
-                })
-                .collect();
+            for (attempt, worker, incarnation) in entry.attempts {
+                let worker = WorkerId {
+                    id: worker,
+                    incarnation,
+                };
+                task.begin(attempt.attempt, worker, 0);
+            }
+            // How each ended is not handed on: none is blamed.
+            for past in &mut task.tries {
+                past.outcome = "returned";
+                past.spent = false;
+            }
+            if let Some(last) = task.tries.last_mut().filter(|_| entry.leased) {
+                last.outcome = "lost";
+                last.spent = true;
+            }
         }
-        self.enqueue(id, Duration::ZERO, now);
+        self.enqueue(id, wait, now);
         true
     }
 
@@ -663,28 +785,39 @@ impl Ledger {
 
     /// Newest first, below `after`.
     pub fn newest_first(&self, after: Option<TaskId>) -> impl Iterator<Item = &Task> {
-        let below = self.tasks.values().rev();
-        below.filter(move |t| after.is_none_or(|after| t.spec.id < after))
+        use std::ops::Bound::{Excluded, Unbounded};
+        let below = after.map_or(Unbounded, Excluded);
+        self.tasks
+            .range((Unbounded, below))
+            .rev()
+            .map(|(_, task)| task)
     }
 
     /// Waiting for a worker.
     pub fn queued(&self) -> usize {
-        self.ready.len() + self.later.len()
+        self.ready_count + self.later.len()
+    }
+
+    /// Queued or with a worker.
+    pub fn open(&self) -> usize {
+        self.open.len()
     }
 
     /// With a worker.
     pub fn outstanding(&self) -> BTreeMap<WorkerId, usize> {
-        self.leased
-            .iter()
-            .map(|(w, tasks)| (*w, tasks.len()))
-            .filter(|(_, n)| *n > 0)
-            .collect()
+        self.leased.iter().map(|(w, t)| (*w, t.len())).collect()
     }
 
-    /// Tasks by state.
+    /// Tasks by state. Walks over what is finished, never over the queue.
     pub fn counts(&self) -> BTreeMap<String, u64> {
-        let mut counts = BTreeMap::new();
-        for task in self.tasks.values() {
+        let mut counts: BTreeMap<String, u64> = BTreeMap::new();
+        let leased: usize = self.leased.values().map(BTreeSet::len).sum();
+        for (state, n) in [(State::Queued, self.queued()), (State::Leased, leased)] {
+            if n > 0 {
+                counts.insert(state.as_str().to_owned(), n as u64);
+            }
+        }
+        for task in self.finished.iter().filter_map(|id| self.tasks.get(id)) {
             *counts.entry(task.state.as_str().to_owned()).or_default() += 1;
         }
         counts
@@ -698,324 +831,37 @@ impl Ledger {
     }
 }
 
-/// 800 to 1200, by the chance that is in the id: what failed together does not come back together.
-fn jitter_per_mille(id: TaskId, try_number: usize) -> u32 {
-    let mixed = (id.0.as_u128() as u64)
-        .wrapping_add(try_number as u64)
-        .wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    800 + ((mixed >> 32) % 401) as u32
+/// Why a result of this token may not be recorded.
+fn unfit(task: &Task, token: Attempt, from: NodeId) -> Option<&'static str> {
+    if !task.state.is_open() {
+        return Some("the task is already finished");
+    }
+    match task.tries.last() {
+        Some(last) if last.attempt == token && last.worker.id == from => {
+            (task.state != State::Leased).then_some("it was given up before its result came")
+        }
+        Some(last) if last.attempt > token => Some("a newer attempt superseded it"),
+        _ => Some("this master did not hand it out"),
+    }
+}
+
+fn entry(task: &Task) -> LedgerEntry {
+    let id = task.spec.id;
+    let attempt = |t: &Try| {
+        let attempt = t.attempt;
+        (
+            AttemptId { task: id, attempt },
+            t.worker.id,
+            t.worker.incarnation,
+        )
+    };
+    LedgerEntry {
+        spec: task.spec.clone(),
+        attempts: task.tries.iter().map(attempt).collect(),
+        leased: task.state == State::Leased,
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const EPOCH: Epoch = Epoch {
-        generation: crate::id::Generation(1),
-        revision: 5,
-    };
-
-    fn ledger() -> Ledger {
-        Ledger::new(LedgerSettings {
-            max_queued: 100,
-            max_queued_bytes: 10_000,
-            keep_finished: 50,
-            keep_finished_for: Duration::from_secs(60),
-            retry_wait: Duration::from_secs(1),
-        })
-    }
-
-    fn id(n: u128) -> TaskId {
-        TaskId(uuid::Uuid::from_u128(n))
-    }
-
-    fn spec(n: u128) -> TaskSpec {
-        TaskSpec {
-            id: id(n),
-            job: "multiply".to_owned(),
-            input: Bytes::from_static(b"{}"),
-            meta: BTreeMap::new(),
-            durable: false,
-            timeout_ms: 1000,
-            max_attempts: 3,
-            priority: 0,
-            require: BTreeMap::new(),
-            created_ms: 0,
-            not_before_ms: 0,
-        }
-    }
-
-    fn worker(n: u128) -> WorkerId {
-        WorkerId {
-            id: NodeId(n),
-            incarnation: Incarnation(n as i64),
-        }
-    }
-
-    fn result(attempt: AttemptId, outcome: Outcome) -> TaskResult {
-        TaskResult {
-            attempt,
-            outcome,
-            started_ms: 1,
-            finished_ms: 2,
-            spec: None,
-        }
-    }
-
-    fn done(attempt: AttemptId) -> TaskResult {
-        result(attempt, Outcome::Done(Bytes::from_static(b"1")))
-    }
-
-    #[test]
-    fn a_task_is_handed_out_and_recorded_once() {
-        let now = Instant::now();
-        let mut ledger = ledger();
-        ledger.accept(spec(1), Duration::ZERO, now).unwrap();
-        let a = ledger.lease(id(1), worker(1), EPOCH, now).unwrap();
-        assert_eq!(ledger.lease(id(1), worker(2), EPOCH, now), None);
-        assert_eq!(
-            ledger.result(NodeId(1), &done(a.attempt), now),
-            Verdict::Recorded
-        );
-        let again = ledger.result(NodeId(1), &done(a.attempt), now);
-        assert_eq!(again, Verdict::Repeated);
-        let other = ledger.result(NodeId(2), &done(a.attempt), now);
-        assert_eq!(other, Verdict::Refused("the task is already finished"));
-        assert_eq!(ledger.get(id(1)).unwrap().refused.len(), 1);
-    }
-
-    #[test]
-    fn a_lost_worker_queues_its_tasks_again_and_its_late_result_is_refused() {
-        let now = Instant::now();
-        let mut ledger = ledger();
-        ledger.accept(spec(1), Duration::ZERO, now).unwrap();
-        let first = ledger.lease(id(1), worker(1), EPOCH, now).unwrap();
-        let lost = ledger.lose_worker(worker(1), now);
-        assert_eq!(
-            lost,
-            vec![(first.attempt, Verdict::Requeued("its worker is gone"))]
-        );
-        let second = ledger.lease(id(1), worker(2), EPOCH, now).unwrap();
-        assert!(second.attempt.attempt > first.attempt.attempt);
-        let late = ledger.result(NodeId(1), &done(first.attempt), now);
-        assert_eq!(late, Verdict::Refused("a newer attempt superseded it"));
-        assert_eq!(
-            ledger.result(NodeId(2), &done(second.attempt), now),
-            Verdict::Recorded
-        );
-    }
-
-    #[test]
-    fn a_retry_waits_twice_as_long_each_time_and_the_last_one_is_dead() {
-        let mut now = Instant::now();
-        let mut ledger = ledger();
-        ledger.accept(spec(1), Duration::ZERO, now).unwrap();
-        for (n, wait) in [1, 2].into_iter().enumerate() {
-            assert_eq!(ledger.ready(now, 9), vec![id(1)], "attempt {n}");
-            let a = ledger.lease(id(1), worker(1), EPOCH, now).unwrap();
-            let retry = result(a.attempt, Outcome::Retry("no".to_owned()));
-            assert!(matches!(
-                ledger.result(NodeId(1), &retry, now),
-                Verdict::Requeued(_)
-            ));
-            let wait = Duration::from_secs(wait);
-            assert!(
-                ledger
-                    .ready(now + wait * 8 / 10 - Duration::from_millis(1), 9)
-                    .is_empty()
-            );
-            now += wait * 12 / 10;
-        }
-        ledger.ready(now, 9);
-        let a = ledger.lease(id(1), worker(1), EPOCH, now).unwrap();
-        let retry = result(a.attempt, Outcome::Retry("no".to_owned()));
-        assert_eq!(ledger.result(NodeId(1), &retry, now), Verdict::Dead);
-        assert_eq!(
-            ledger.get(id(1)).unwrap().state,
-            State::Dead("no".to_owned())
-        );
-    }
-
-    #[test]
-    fn what_could_not_be_sent_is_no_attempt_but_its_number_is_used() {
-        let now = Instant::now();
-        let mut ledger = ledger();
-        ledger.accept(spec(1), Duration::ZERO, now).unwrap();
-        for n in 1..10 {
-            let a = ledger.lease(id(1), worker(1), EPOCH, now).unwrap();
-            assert_eq!(a.attempt.attempt.n, n);
-            assert!(ledger.take_back(a.attempt, now));
-        }
-        assert_eq!(ledger.queued(), 1);
-    }
-
-    #[test]
-    fn an_adopted_attempt_keeps_its_token_and_finishes_once() {
-        let now = Instant::now();
-        let mut old = ledger();
-        old.accept(spec(1), Duration::ZERO, now).unwrap();
-        let running = old.lease(id(1), worker(1), EPOCH, now).unwrap();
-        let mut new = ledger();
-        new.adopt(worker(1), &running, 7, now).unwrap();
-        assert_eq!(new.queued(), 0);
-        assert_eq!(
-            new.result(NodeId(1), &done(running.attempt), now),
-            Verdict::Recorded
-        );
-        let again = new.adopt(worker(1), &running, 7, now);
-        assert_eq!(again, Err("the task is already finished"));
-    }
-
-    #[test]
-    fn an_older_attempt_is_not_adopted_over_a_newer_one() {
-        let now = Instant::now();
-        let mut old = ledger();
-        old.accept(spec(1), Duration::ZERO, now).unwrap();
-        let first = old.lease(id(1), worker(1), EPOCH, now).unwrap();
-        old.take_back(first.attempt, now);
-        let second = old.lease(id(1), worker(2), EPOCH, now).unwrap();
-        let mut new = ledger();
-        new.adopt(worker(2), &second, 0, now).unwrap();
-        assert_eq!(
-            new.adopt(worker(1), &first, 0, now),
-            Err("a newer attempt superseded it")
-        );
-        let mut other_order = ledger();
-        other_order.adopt(worker(1), &first, 0, now).unwrap();
-        other_order.adopt(worker(2), &second, 0, now).unwrap();
-        let late = other_order.result(NodeId(1), &done(first.attempt), now);
-        assert!(matches!(late, Verdict::Refused(_)));
-    }
-
-    #[test]
-    fn an_attempt_without_a_word_is_given_up_after_its_time_and_a_grace() {
-        let now = Instant::now();
-        let mut ledger = ledger();
-        ledger.accept(spec(1), Duration::ZERO, now).unwrap();
-        ledger.lease(id(1), worker(1), EPOCH, now).unwrap();
-        let due = now + Duration::from_secs(1) + GRACE;
-        assert!(ledger.overdue(due - Duration::from_millis(1)).is_empty());
-        assert_eq!(ledger.overdue(due).len(), 1);
-    }
-
-    #[test]
-    fn higher_priority_goes_first_and_equals_in_order() {
-        let now = Instant::now();
-        let mut ledger = ledger();
-        for (n, priority) in [(1, 0), (2, 5), (3, 0), (4, 5)] {
-            let spec = TaskSpec {
-                priority,
-                ..spec(n)
-            };
-            ledger.accept(spec, Duration::ZERO, now).unwrap();
-        }
-        assert_eq!(ledger.ready(now, 9), [2, 4, 1, 3].map(id).to_vec());
-    }
-
-    #[test]
-    fn the_queue_is_bounded_by_count_and_bytes_and_finished_tasks_by_count_and_age() {
-        let now = Instant::now();
-        let mut ledger = ledger();
-        for n in 0..100 {
-            ledger.accept(spec(n), Duration::ZERO, now).unwrap();
-        }
-        assert_eq!(
-            ledger.accept(spec(100), Duration::ZERO, now),
-            Err(Full::Count(100))
-        );
-        for n in 0..100 {
-            let a = ledger.lease(id(n), worker(1), EPOCH, now).unwrap();
-            ledger.result(NodeId(1), &done(a.attempt), now);
-        }
-        assert_eq!(ledger.counts()["done"], 50);
-        let big = TaskSpec {
-            input: Bytes::from(vec![0; 10_001]),
-            ..spec(200)
-        };
-        assert_eq!(ledger.accept(big, Duration::ZERO, now), Err(Full::Bytes(0)));
-        let late = now + Duration::from_secs(61);
-        ledger.accept(spec(201), Duration::ZERO, late).unwrap();
-        let a = ledger.lease(id(201), worker(1), EPOCH, late).unwrap();
-        ledger.result(NodeId(1), &done(a.attempt), late);
-        assert_eq!(ledger.counts()["done"], 1);
-    }
-
-    #[derive(Clone, Debug)]
-    enum Step {
-        Accept(u128),
-        Lease(u128, u128),
-        Result(usize, bool),
-        TakeBack(usize),
-        Lose(u128),
-        Later(u64),
-    }
-
-    fn step() -> impl Strategy<Value = Step> {
-        prop_oneof![
-            (0..8u128).prop_map(Step::Accept),
-            (0..8u128, 1..4u128).prop_map(|(t, w)| Step::Lease(t, w)),
-            (any::<usize>(), any::<bool>()).prop_map(|(a, ok)| Step::Result(a, ok)),
-            any::<usize>().prop_map(Step::TakeBack),
-            (1..4u128).prop_map(Step::Lose),
-            (0..290u64).prop_map(Step::Later),
-        ]
-    }
-
-    proptest! {
-        /// Whatever happens: one result a task, immutable; attempts only rise; every task in exactly one place.
-        #[test]
-        fn random_histories_keep_the_invariants(steps in prop::collection::vec(step(), 0..200)) {
-            let mut now = Instant::now();
-            let mut ledger = ledger();
-            let mut given: Vec<(AttemptId, WorkerId)> = Vec::new();
-            let mut recorded: BTreeMap<TaskId, AttemptId> = BTreeMap::new();
-            for step in steps {
-                match step {
-                    Step::Accept(n) => ledger.accept(spec(n), Duration::ZERO, now).unwrap(),
-                    Step::Lease(t, w) => {
-                        ledger.ready(now, 99);
-                        if let Some(a) = ledger.lease(id(t), worker(w), EPOCH, now) {
-                            let before = given.iter().filter(|(g, _)| g.task == id(t)).map(|(g, _)| g.attempt).max();
-                            prop_assert!(before.is_none_or(|b| a.attempt.attempt > b));
-                            given.push((a.attempt, worker(w)));
-                        }
-                    }
-                    Step::Result(at, ok) if !given.is_empty() => {
-                        let (attempt, w) = given[at % given.len()];
-                        let outcome = if ok { Outcome::Done(Bytes::from(attempt.attempt.n.to_string())) } else { Outcome::Retry(String::new()) };
-                        let newest = given.iter().filter(|(g, _)| g.task == attempt.task).map(|(g, _)| g.attempt).max();
-                        let verdict = ledger.result(w.id, &result(attempt, outcome), now);
-                        if !matches!(verdict, Verdict::Refused(_) | Verdict::Repeated) {
-                            prop_assert_eq!(newest, Some(attempt.attempt), "only the newest records");
-                        }
-                        if verdict == Verdict::Recorded {
-                            prop_assert!(recorded.insert(attempt.task, attempt).is_none(), "recorded once");
-                        }
-                    }
-                    Step::TakeBack(at) if !given.is_empty() => {
-                        let (attempt, _) = given[at % given.len()];
-                        ledger.take_back(attempt, now);
-                    }
-                    Step::Lose(w) => drop(ledger.lose_worker(worker(w), now)),
-                    Step::Later(ms) => {
-                        now += Duration::from_millis(ms);
-                        ledger.overdue(now);
-                    }
-                    _ => {}
-                }
-                let counts = ledger.counts();
-                let open: u64 = ["queued", "leased"].iter().filter_map(|s| counts.get(*s)).sum();
-                let leased: usize = ledger.outstanding().values().sum();
-                prop_assert_eq!(open as usize, ledger.queued() + leased);
-                for (task, attempt) in &recorded {
-                    let expected = State::Done(Bytes::from(attempt.attempt.n.to_string()));
-                    prop_assert_eq!(&ledger.get(*task).unwrap().state, &expected);
-                }
-            }
-        }
-    }
-}
+#[path = "ledger_tests.rs"]
+mod tests;

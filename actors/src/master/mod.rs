@@ -9,7 +9,9 @@ pub mod actor;
 pub mod balancer;
 pub mod generator;
 pub mod ledger;
+pub mod legacy;
 pub mod pulse;
+pub mod reign;
 pub mod roster;
 pub mod view;
 
@@ -23,7 +25,13 @@ use serde::{Deserialize, Serialize};
 use crate::id::{Epoch, NodeId, TaskId};
 use crate::wire::MAX_PAYLOAD;
 
+use ledger::MAX_TRIES;
 pub use pulse::MasterPulse;
+
+/// Bytes of `meta` and `require` of a task together.
+const MAX_LABELS: usize = 16 * 1024;
+/// Longest time-out of a task.
+const MAX_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Knobs of the generator, `[generator]` in `config.toml`; the article's values.
 #[derive(Clone, Debug, PartialEq)]
@@ -185,15 +193,20 @@ impl Submission {
         if serde_json::from_slice::<serde::de::IgnoredAny>(&self.input).is_err() {
             return bad("input must be JSON".to_owned());
         }
-        if self.max_attempts == Some(0) {
-            return bad("max_attempts must be at least 1".to_owned());
+        let labels = self.meta.iter().chain(&self.require);
+        let labels: usize = labels.map(|(k, v)| k.len() + v.len()).sum();
+        if labels > MAX_LABELS {
+            return bad(format!(
+                "meta and require have {labels} bytes together, at most {MAX_LABELS} are taken"
+            ));
         }
-        const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
-        if self.timeout.is_some_and(|t| t > YEAR) {
-            return bad("timeout must be at most a year".to_owned());
+        let attempts = |n: u32| (1..=MAX_TRIES).contains(&(n as usize));
+        if !self.max_attempts.is_none_or(attempts) {
+            return bad(format!("max_attempts must be 1 to {MAX_TRIES}"));
         }
-        if self.timeout == Some(Duration::ZERO) {
-            return bad("timeout must be above 0".to_owned());
+        let fits = |timeout| (Duration::from_millis(1)..=MAX_TIMEOUT).contains(&timeout);
+        if !self.timeout.is_none_or(fits) {
+            return bad("timeout must be at least 1 ms and at most a year".to_owned());
         }
         Ok(())
     }

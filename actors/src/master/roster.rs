@@ -1,6 +1,7 @@
 //! Which workers there are, what each has granted and what it holds. Pure.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use super::MasterWorks;
 use super::balancer::Able;
@@ -10,37 +11,30 @@ use crate::id::NodeId;
 use crate::wire::TaskSpec;
 
 /// A worker that has reported in this reign.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Standing {
+    /// Which report of it the credit is from.
+    report: u64,
     credit: u32,
-    outstanding: u32,
-    round: u64,
+    /// Its queue was full: it is left in peace until then.
+    paused: Option<Instant>,
 }
 
 /// See the module page.
 #[derive(Debug, Default)]
 pub struct Roster {
     reported: BTreeMap<WorkerId, Standing>,
-    rounds: u64,
 }
 
 impl Roster {
-    /// It has reported: this much credit, and this many attempts it runs.
-    pub fn reported(&mut self, worker: WorkerId, credit: u32, outstanding: u32) {
-        self.rounds += 1;
-        self.reported.insert(
-            worker,
-            Standing {
-                credit,
-                outstanding,
-                round: self.rounds,
-            },
-        );
-    }
-
-    /// Which report its credit comes from.
-    pub fn round(&self, worker: WorkerId) -> Option<u64> {
-        self.reported.get(&worker).map(|s| s.round)
+    /// It has reported: this much credit, which begins anew with each report.
+    pub fn reported(&mut self, worker: WorkerId, report: u64, credit: u32) {
+        let standing = Standing {
+            report,
+            credit,
+            paused: None,
+        };
+        self.reported.insert(worker, standing);
     }
 
     /// Whether it has.
@@ -49,10 +43,9 @@ impl Roster {
     }
 
     /// More credit with its results.
-    pub fn grant(&mut self, worker: WorkerId, credit: u32, ended: u32) {
+    pub fn grant(&mut self, worker: WorkerId, credit: u32) {
         if let Some(standing) = self.reported.get_mut(&worker) {
             standing.credit = standing.credit.saturating_add(credit);
-            standing.outstanding = standing.outstanding.saturating_sub(ended);
         }
     }
 
@@ -60,11 +53,23 @@ impl Roster {
     pub fn spend(&mut self, worker: WorkerId) {
         if let Some(standing) = self.reported.get_mut(&worker) {
             standing.credit = standing.credit.saturating_sub(1);
-            standing.outstanding += 1;
         }
     }
 
-    /// What it granted is void until it reports again: its session broke, or a send to it failed.
+    /// Attempts did not get into its queue: the credit is not spent, and it is left in peace for a moment.
+    pub fn refund(&mut self, worker: WorkerId, credit: u32, until: Instant) {
+        self.grant(worker, credit);
+        if let Some(standing) = self.reported.get_mut(&worker) {
+            standing.paused = Some(until);
+        }
+    }
+
+    /// The report whose credit is being spent.
+    pub fn report_of(&self, worker: WorkerId) -> Option<u64> {
+        self.reported.get(&worker).map(|standing| standing.report)
+    }
+
+    /// What it granted is void until it reports again: its session broke, or it is gone.
     pub fn void(&mut self, worker: WorkerId) {
         self.reported.remove(&worker);
     }
@@ -75,15 +80,24 @@ impl Roster {
         missing.map(|m| m.registration.name.clone()).collect()
     }
 
-    /// Who could take this task now, sorted by id.
-    pub fn able(&self, task: &TaskSpec, cluster: &Cluster, works: MasterWorks) -> Vec<Able> {
+    /// Who could take this task now, sorted by id; `load` is how many attempts a worker has.
+    pub fn able(
+        &self,
+        task: &TaskSpec,
+        cluster: &Cluster,
+        works: MasterWorks,
+        load: impl Fn(WorkerId) -> u32,
+        now: Instant,
+    ) -> Vec<Able> {
         let mut able: Vec<Able> = candidates(cluster, works)
             .filter(|m| fits(m, task))
             .filter_map(|m| {
-                let standing = self.reported.get(&worker_id(m))?;
-                (standing.credit > 0).then_some(Able {
-                    id: m.registration.id,
-                    outstanding: standing.outstanding,
+                let worker = worker_id(m);
+                let standing = self.reported.get(&worker)?;
+                let paused = standing.paused.is_some_and(|until| until > now);
+                (standing.credit > 0 && !paused).then(|| Able {
+                    id: worker.id,
+                    outstanding: load(worker),
                     capacity: m.registration.capacity,
                 })
             })
@@ -136,23 +150,184 @@ fn fits(member: &Member, task: &TaskSpec) -> bool {
     tagged && r.jobs.contains(&task.job)
 }
 
-/// Why nobody can take a task, in words.
-pub fn why_nobody(task: &TaskSpec, cluster: &Cluster, works: MasterWorks) -> String {
+/// Why nobody can take a task, in words; `None` when it only waits for a worker that is busy.
+pub fn why_nobody(task: &TaskSpec, cluster: &Cluster, works: MasterWorks) -> Option<String> {
     let serving: Vec<&Member> = candidates(cluster, works).collect();
     if serving.is_empty() {
-        return "there is no worker".to_owned();
+        return Some("there is no worker".to_owned());
     }
     if !serving
         .iter()
         .any(|m| m.registration.jobs.contains(&task.job))
     {
-        return format!("no worker knows the job {:?}", task.job);
+        return Some(format!("no worker knows the job {:?}", task.job));
     }
     if !serving.iter().any(|m| fits(m, task)) {
-        return format!(
+        return Some(format!(
             "no worker that knows the job {:?} has the tags {:?}",
             task.job, task.require
-        );
+        ));
     }
-    "every worker that could take it is busy".to_owned()
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::cluster::Registration;
+    use crate::id::{Incarnation, TaskId};
+
+    fn member(n: u128) -> Member {
+        Member {
+            registration: Registration {
+                id: NodeId(n),
+                name: format!("node-{n}"),
+                ip: "10.0.0.1".to_owned(),
+                port: 1,
+                admin: String::new(),
+                host: String::new(),
+                boot: String::new(),
+                pid: 1,
+                version: String::new(),
+                protocol: 1,
+                weight: 0,
+                eligible: true,
+                roles: vec!["worker".to_owned()],
+                jobs: vec!["multiply".to_owned()],
+                capacity: 4,
+                tags: BTreeMap::new(),
+                started_at: 0,
+            },
+            incarnation: Incarnation(n as i64),
+            state: MemberState::Alive,
+            session: true,
+            rtt: None,
+            lag: Duration::ZERO,
+            registry: true,
+            unheard: Vec::new(),
+        }
+    }
+
+    /// Node 1 leads.
+    fn cluster(members: Vec<Member>) -> Cluster {
+        Cluster {
+            members,
+            leading: true,
+            ..Cluster::empty(NodeId(1))
+        }
+    }
+
+    fn task() -> TaskSpec {
+        TaskSpec {
+            id: TaskId(uuid::Uuid::nil()),
+            job: "multiply".to_owned(),
+            input: Bytes::new(),
+            meta: BTreeMap::new(),
+            durable: false,
+            timeout_ms: 1,
+            max_attempts: 1,
+            priority: 0,
+            require: BTreeMap::new(),
+            created_ms: 0,
+            not_before_ms: 0,
+        }
+    }
+
+    fn roster(cluster: &Cluster) -> Roster {
+        let mut roster = Roster::default();
+        for member in &cluster.members {
+            roster.reported(worker_id(member), 1, 4);
+        }
+        roster
+    }
+
+    fn able(roster: &Roster, task: &TaskSpec, cluster: &Cluster, works: MasterWorks) -> Vec<u128> {
+        let able = roster.able(task, cluster, works, |_| 0, Instant::now());
+        able.iter().map(|w| w.id.0).collect()
+    }
+
+    #[test]
+    fn the_master_works_as_it_is_told() {
+        let (alone, two) = (vec![member(1)], vec![member(1), member(2)]);
+        for (works, when_alone, with_another) in [
+            (MasterWorks::WhenAlone, vec![1], vec![2]),
+            (MasterWorks::Always, vec![1], vec![1, 2]),
+            (MasterWorks::Never, vec![], vec![2]),
+        ] {
+            for (members, expected) in [(&alone, when_alone), (&two, with_another)] {
+                let cluster = cluster(members.clone());
+                let roster = roster(&cluster);
+                assert_eq!(
+                    able(&roster, &task(), &cluster, works),
+                    expected,
+                    "{works:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn only_the_live_that_reported_know_the_job_and_have_the_tags_and_credit_are_able() {
+        let spoil: [fn(&mut Member); 5] = [
+            |m| m.state = MemberState::Draining,
+            |m| m.state = MemberState::Suspect,
+            |m| m.session = false,
+            |m| m.registration.jobs.clear(),
+            |m| m.registration.roles.clear(),
+        ];
+        for spoil in spoil {
+            let mut other = member(2);
+            spoil(&mut other);
+            let cluster = cluster(vec![other, member(3)]);
+            let roster = roster(&cluster);
+            assert_eq!(able(&roster, &task(), &cluster, MasterWorks::Never), [3]);
+        }
+        let mut tagged = member(2);
+        tagged.registration.tags = BTreeMap::from([("disk".to_owned(), "fast".to_owned())]);
+        let cluster = cluster(vec![tagged.clone(), member(3)]);
+        let mut roster = roster(&cluster);
+        let picky = TaskSpec {
+            require: tagged.registration.tags.clone(),
+            ..task()
+        };
+        assert_eq!(able(&roster, &picky, &cluster, MasterWorks::Never), [2]);
+        for _ in 0..4 {
+            roster.spend(worker_id(&tagged));
+        }
+        assert_eq!(able(&roster, &picky, &cluster, MasterWorks::Never), []);
+        assert_eq!(why_nobody(&picky, &cluster, MasterWorks::Never), None);
+        roster.refund(
+            worker_id(&tagged),
+            1,
+            Instant::now() + Duration::from_secs(9),
+        );
+        assert_eq!(able(&roster, &picky, &cluster, MasterWorks::Never), []);
+        roster.reported(worker_id(&tagged), 2, 4);
+        assert_eq!(able(&roster, &picky, &cluster, MasterWorks::Never), [2]);
+        roster.void(worker_id(&tagged));
+        assert_eq!(able(&roster, &picky, &cluster, MasterWorks::Never), []);
+        assert_eq!(roster.awaited(&cluster), ["node-2"]);
+    }
+
+    #[test]
+    fn why_a_task_waits_is_said_in_words() {
+        let nobody = cluster(vec![]);
+        let works = MasterWorks::WhenAlone;
+        assert!(why_nobody(&task(), &nobody, works).is_some_and(|w| w.contains("no worker")));
+        let one = cluster(vec![member(2)]);
+        let odd = TaskSpec {
+            job: "paint".to_owned(),
+            ..task()
+        };
+        assert!(why_nobody(&odd, &one, works).is_some_and(|w| w.contains("paint")));
+        let picky = TaskSpec {
+            require: BTreeMap::from([("disk".to_owned(), "fast".to_owned())]),
+            ..task()
+        };
+        assert!(why_nobody(&picky, &one, works).is_some_and(|w| w.contains("disk")));
+    }
 }

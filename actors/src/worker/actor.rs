@@ -8,6 +8,7 @@ use actix::{
     Actor, ActorFutureExt, AsyncContext, Context, Handler, Recipient, ResponseActFuture, WrapFuture,
 };
 use tokio::sync::{Notify, watch};
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
 use super::intake::{Desk, Intake};
@@ -16,11 +17,12 @@ use crate::cluster::{Cluster, ClusterChanged, Fence, Identity};
 use crate::discovery::{EpochSeen, Reborn};
 use crate::id::{AttemptId, Epoch, NodeId};
 use crate::job::{JobContext, JobError, Jobs};
+use crate::sample::Sampler;
 use crate::time::unix_ms;
 use crate::transport::{Inbound, Send, SendError, SessionEvent};
 use crate::wire::{
     Acknowledge, Assign, Assignment, Cancel, Fenced, HandBack, Message, Outcome, Results, Started,
-    TaskResult,
+    TaskResult, batches,
 };
 
 /// A cancelled job that does not end by itself is dropped after this.
@@ -30,10 +32,11 @@ const TELL_AGAIN: Duration = Duration::from_secs(2);
 const TOLD_AGAIN: usize = 3;
 /// Whoever leaves waits this long for a master to acknowledge what it holds.
 const LEAVE_WITHOUT: Duration = Duration::from_secs(3);
-/// An idle worker that has not heard of its master for this long reports again.
-const UNHEARD_FOR: Duration = Duration::from_secs(4);
 /// A report that nobody confirms is sent again after this.
 const CONFIRMED_WITHIN: Duration = Duration::from_millis(500);
+/// After so many looks (of `TELL_AGAIN`) without a word from the master the worker reports again: what either side believes
+/// of the other is set right, whatever was lost on the way.
+const SILENCE: u32 = 3;
 /// A report that could not be sent is tried again after this.
 const REPORT_AGAIN: Duration = Duration::from_millis(100);
 
@@ -67,10 +70,17 @@ pub struct WorkerActor {
     reporting: bool,
     /// The master has answered under the epoch we serve.
     confirmed: bool,
+    /// Looks since the master's last word.
+    silent: u32,
+    /// Ended and started since the last flush: they go together.
+    results: Vec<TaskResult>,
+    credit: u32,
+    begun: Vec<AttemptId>,
+    flushing: bool,
+    sampler: Sampler,
     started: u64,
     finished: u64,
     finished_before: u64,
-    heard_master: Instant,
 }
 
 impl WorkerActor {
@@ -84,10 +94,15 @@ impl WorkerActor {
             ended: Arc::default(),
             reporting: false,
             confirmed: false,
+            silent: 0,
+            results: Vec::new(),
+            credit: 0,
+            begun: Vec::new(),
+            flushing: false,
+            sampler: Sampler::default(),
             started: 0,
             finished: 0,
             finished_before: 0,
-            heard_master: Instant::now(),
         }
     }
 
@@ -98,6 +113,15 @@ impl WorkerActor {
         let member = cluster.member(master.record.id)?;
         let served = self.seed.settings.enabled && member.session;
         served.then_some((master.record.id, master.epoch))
+    }
+
+    /// At what level a line about a task may be said now.
+    fn level(&mut self) -> log::Level {
+        if self.sampler.admits(Instant::now().into_std()) {
+            log::Level::Info
+        } else {
+            log::Level::Debug
+        }
     }
 
     /// Reports to the master whenever it is another one, or its session is a new one.
@@ -112,13 +136,19 @@ impl WorkerActor {
 
     fn report(&mut self, master: NodeId, epoch: Epoch, ctx: &mut Context<Self>) {
         self.confirmed = false;
+        self.silent = 0;
+        // All of it is in the report.
+        (self.results, self.credit, self.begun) = (Vec::new(), 0, Vec::new());
+        let reports = self.desk.report(epoch);
+        let serial = self.desk.serial();
         ctx.run_later(CONFIRMED_WITHIN, move |act, ctx| {
-            if !act.confirmed && act.desk.serving() == Some(epoch) {
+            let same = act.desk.serving() == Some(epoch) && act.desk.serial() == serial;
+            if same && !act.confirmed {
                 act.desk.unserve();
                 act.serve(ctx);
             }
         });
-        for report in self.desk.report(epoch) {
+        for report in reports {
             let send = self.seed.transport.send(Send {
                 to: master,
                 message: report.into(),
@@ -150,28 +180,56 @@ impl WorkerActor {
         }));
     }
 
+    /// What has started and ended in this turn goes in one message each.
+    fn flush_soon(&mut self, ctx: &mut Context<Self>) {
+        if std::mem::replace(&mut self.flushing, true) {
+            return;
+        }
+        let next = tokio::task::yield_now().into_actor(self);
+        ctx.spawn(next.map(|(), act, ctx| act.flush(ctx)));
+    }
+
+    fn flush(&mut self, ctx: &mut Context<Self>) {
+        self.flushing = false;
+        let attempts = std::mem::take(&mut self.begun);
+        let results = std::mem::take(&mut self.results);
+        let mut credit = std::mem::take(&mut self.credit);
+        // Without a master they are in the next report.
+        let Some(epoch) = self.desk.serving() else {
+            return;
+        };
+        if !attempts.is_empty() {
+            self.tell(Started { epoch, attempts }, ctx);
+        }
+        for results in batches(results, weight) {
+            let message = Results {
+                epoch,
+                results,
+                credit: std::mem::take(&mut credit),
+            };
+            self.tell(message, ctx);
+        }
+    }
+
     /// An acknowledgement may have been lost, or a master that was handing over did not listen.
     fn tell_again(&mut self, ctx: &mut Context<Self>) {
+        self.silent += 1;
+        if self.silent > SILENCE && self.desk.serving().is_some() {
+            self.desk.unserve();
+            self.serve(ctx);
+        }
         let (Some(epoch), true) = (self.desk.serving(), self.quiet()) else {
             return;
         };
-        let idle = self.desk.running().is_empty() && self.desk.held() == 0;
-        if idle && self.heard_master.elapsed() > UNHEARD_FOR {
-            // Whatever went wrong between us: a report sets it right.
-            self.desk.unserve();
-            self.serve(ctx);
-            return;
-        }
         let results = self.desk.unacknowledged(TOLD_AGAIN);
         if !results.is_empty() {
-            self.tell(
-                Results {
-                    epoch,
-                    results,
-                    credit: 0,
-                },
-                ctx,
-            );
+            let credit = 0;
+            let message = Results {
+                epoch,
+                results,
+                credit,
+            };
+            self.tell(message, ctx);
         }
     }
 
@@ -187,12 +245,12 @@ impl WorkerActor {
     /// Whether a command under this epoch may be obeyed; a lower one is answered with the higher.
     fn obeys(&mut self, from: NodeId, epoch: Epoch, what: &str) -> bool {
         let fence = self.seed.fence.current();
-        if epoch > fence {
+        if self.seed.fence.raise(epoch) {
             self.seed.epochs.do_send(EpochSeen(epoch));
         }
         if epoch >= fence {
+            self.silent = 0;
             self.confirmed |= self.desk.serving() == Some(epoch);
-            self.heard_master = Instant::now();
             return true;
         }
         log::warn!(target: "worker", event = "task.refused", reason = "fenced", what = what, refused = epoch.to_string(), epoch = fence.to_string(); "a command under an old epoch is refused");
@@ -218,38 +276,24 @@ impl WorkerActor {
             return;
         };
         let mut back = Vec::new();
-        let mut begun = Vec::new();
         for intake in taken {
             match intake {
-                Intake::Start(assignment) => {
-                    begun.push(assignment.attempt);
-                    self.start(assignment, epoch, ctx);
-                }
+                Intake::Start(assignment) => self.start(assignment, epoch, ctx),
                 Intake::HandBack(attempt) => back.push(attempt),
                 Intake::Known(attempt) => {
                     log::debug!(target: "worker", task = attempt.task.to_string(); "assigned again, it is known");
                 }
             }
         }
-        if !begun.is_empty() {
-            self.tell(
-                Started {
-                    epoch,
-                    attempts: begun,
-                },
-                ctx,
-            );
-        }
         if !back.is_empty() {
             let why = "no credit was left for it".to_owned();
-            self.tell(
-                HandBack {
-                    epoch,
-                    attempts: back,
-                    why,
-                },
-                ctx,
-            );
+            let attempts = back;
+            let message = HandBack {
+                epoch,
+                attempts,
+                why,
+            };
+            self.tell(message, ctx);
         }
     }
 
@@ -258,7 +302,10 @@ impl WorkerActor {
         let started_ms = unix_ms();
         self.desk.started(attempt, started_ms);
         self.started += 1;
-        log::info!(target: "worker", event = "task.started", task = attempt.task.to_string(), attempt = token(attempt), epoch = epoch.to_string(), job = assignment.spec.job.as_str(); "task started");
+        self.begun.push(attempt);
+        self.flush_soon(ctx);
+        let level = self.level();
+        log::log!(target: "worker", level, event = "task.started", task = attempt.task.to_string(), attempt = attempt.attempt.to_string(), epoch = epoch.to_string(), job = assignment.spec.job.as_str(); "task started");
         let (cancel, cancelled) = watch::channel(false);
         self.cancels.insert(attempt, cancel);
         let job = self.seed.jobs.get(&assignment.spec.job);
@@ -276,21 +323,19 @@ impl WorkerActor {
                 ));
             };
             let timeout = context.timeout;
-            // In a task of its own: a panic in a job is that job's failure alone.
-            let mut running =
-                tokio::task::spawn_local(async move { job.run(spec.input, context).await });
-            let outcome = tokio::select! {
+            // In a task of its own: a panic in a job is that job's failure alone. When this future is dropped, so is it.
+            let mut running = JoinSet::new();
+            running.spawn_local(async move { job.run(spec.input, context).await });
+            tokio::select! {
                 biased;
-                ended = &mut running => return outcome(ended),
+                ended = running.join_next() => outcome(ended),
                 () = tokio::time::sleep(timeout) => Outcome::TimedOut,
                 () = is_cancelled(cancelled) => {
                     // A moment to clean up, then it is dropped.
-                    tokio::time::timeout(CANCEL_GRACE, &mut running).await.ok();
+                    tokio::time::timeout(CANCEL_GRACE, running.join_next()).await.ok();
                     Outcome::Cancelled
                 }
-            };
-            running.abort();
-            outcome
+            }
         };
         ctx.spawn(run.into_actor(self).map(move |outcome, act, ctx| {
             act.end(attempt, outcome, started_ms, ctx);
@@ -307,7 +352,8 @@ impl WorkerActor {
         self.cancels.remove(&attempt);
         let finished_ms = unix_ms();
         let epoch = self.seed.fence.current();
-        log::info!(target: "worker", event = "task.executed", task = attempt.task.to_string(), attempt = token(attempt), epoch = epoch.to_string(), outcome = outcome_name(&outcome), duration_ms = finished_ms.saturating_sub(started_ms); "task executed");
+        let level = self.level();
+        log::log!(target: "worker", level, event = "task.executed", task = attempt.task.to_string(), attempt = attempt.attempt.to_string(), epoch = epoch.to_string(), outcome = outcome_name(&outcome), duration_ms = finished_ms.saturating_sub(started_ms); "task executed");
         let result = TaskResult {
             attempt,
             outcome,
@@ -319,17 +365,9 @@ impl WorkerActor {
             return;
         };
         self.ended.notify_waiters();
-        if let Some(epoch) = self.desk.serving() {
-            let results = vec![result];
-            self.tell(
-                Results {
-                    epoch,
-                    results,
-                    credit,
-                },
-                ctx,
-            );
-        }
+        self.results.push(result);
+        self.credit += credit;
+        self.flush_soon(ctx);
     }
 
     fn acknowledged(&mut self, from: NodeId, ack: &Acknowledge) {
@@ -339,7 +377,7 @@ impl WorkerActor {
         for (attempt, refused) in &ack.attempts {
             self.finished += u64::from(self.desk.acknowledged(*attempt));
             if let Some(why) = refused {
-                log::info!(target: "worker", event = "task.refused", task = attempt.task.to_string(), attempt = token(*attempt), reason = why.as_str(), epoch = ack.epoch.to_string(); "our result was refused");
+                log::info!(target: "worker", event = "task.refused", task = attempt.task.to_string(), attempt = attempt.attempt.to_string(), reason = why.as_str(), epoch = ack.epoch.to_string(); "our result was refused");
             }
         }
         self.ended.notify_waiters();
@@ -357,9 +395,14 @@ impl WorkerActor {
     }
 }
 
-/// `epoch/n`, the attempt's own token.
-pub fn token(attempt: AttemptId) -> String {
-    format!("{}/{}", attempt.attempt.epoch, attempt.attempt.n)
+/// About how many bytes a result takes in a frame.
+fn weight(result: &TaskResult) -> usize {
+    let said = match &result.outcome {
+        Outcome::Done(output) => output.len(),
+        Outcome::Failed(why) | Outcome::Retry(why) => why.len(),
+        Outcome::Cancelled | Outcome::TimedOut => 0,
+    };
+    96 + said
 }
 
 fn outcome_name(outcome: &Outcome) -> &'static str {
@@ -372,18 +415,31 @@ fn outcome_name(outcome: &Outcome) -> &'static str {
     }
 }
 
-fn outcome(ended: Result<Result<bytes::Bytes, JobError>, tokio::task::JoinError>) -> Outcome {
+fn outcome(ended: Option<Result<Result<bytes::Bytes, JobError>, JoinError>>) -> Outcome {
     match ended {
-        Ok(Ok(output)) if output.len() > crate::wire::MAX_PAYLOAD => Outcome::Failed(format!(
-            "its output of {} bytes is larger than {} may be",
-            output.len(),
-            crate::wire::MAX_PAYLOAD
-        )),
-        Ok(Ok(output)) => Outcome::Done(output),
-        Ok(Err(JobError::Failed(why))) => Outcome::Failed(why),
-        Ok(Err(JobError::Retry(why))) => Outcome::Retry(why),
-        Err(err) => Outcome::Retry(format!("the job panicked: {err}")),
+        Some(Ok(Ok(output))) if output.len() > crate::wire::MAX_PAYLOAD => {
+            Outcome::Failed(format!(
+                "its output of {} bytes is larger than {} may be",
+                output.len(),
+                crate::wire::MAX_PAYLOAD
+            ))
+        }
+        Some(Ok(Ok(output))) => Outcome::Done(output),
+        Some(Ok(Err(JobError::Failed(why)))) => Outcome::Failed(clip(why)),
+        Some(Ok(Err(JobError::Retry(why)))) => Outcome::Retry(clip(why)),
+        Some(Err(err)) => Outcome::Retry(clip(format!("the job panicked: {err}"))),
+        None => Outcome::Retry("the job came to no end".to_owned()),
     }
+}
+
+/// What went wrong is for people: nobody reads more than this.
+fn clip(mut why: String) -> String {
+    const MOST: usize = 16 * 1024;
+    if why.len() > MOST {
+        let end = (0..=MOST).rev().find(|at| why.is_char_boundary(*at));
+        why.truncate(end.unwrap_or(0));
+    }
+    why
 }
 
 async fn is_cancelled(mut cancelled: watch::Receiver<bool>) {
@@ -519,6 +575,9 @@ impl Drain {
     fn end(self, act: &mut WorkerActor, ctx: &mut Context<WorkerActor>) -> WorkerDrained {
         let attempts = act.desk.abandon();
         let handed_back = attempts.len();
+        for cancel in attempts.iter().filter_map(|a| act.cancels.get(a)) {
+            cancel.send_replace(true);
+        }
         if let Some(epoch) = act.desk.serving().filter(|_| handed_back > 0) {
             let why = "the node is leaving".to_owned();
             act.tell(

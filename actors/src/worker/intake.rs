@@ -1,15 +1,16 @@
 //! What a worker has taken, runs and still holds. Pure: it knows no clock and no job.
 //!
 //! Credit: the worker grants what it can run beyond what it runs; each report begins the count anew, each result gives one
-//! back. What comes beyond the credit is handed back, never dropped.
+//! back. What comes beyond the credit is handed back, never dropped. What spends the credit of an earlier report is dropped:
+//! the master has crossed it on the way, and learns from the newer report that it does not run.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::id::{Attempt, AttemptId, Epoch, TaskId};
-use crate::wire::{Assign, Assignment, Report, TaskResult};
+use crate::wire::{Assign, Assignment, Report, TaskResult, batches};
 
-/// Attempts in one report at the most: a report stays well under a frame.
-const MAX_IN_REPORT: usize = 64;
+/// Task ids in one part of a report at the most.
+const MAX_RECENT: usize = 8192;
 /// Newest attempts remembered, so that none is started twice.
 const MAX_SEEN: usize = 65_536;
 
@@ -30,6 +31,8 @@ pub struct Desk {
     capacity: u32,
     keep_recent: usize,
     serving: Option<Epoch>,
+    /// Number of the last report.
+    serial: u64,
     granted: u32,
     draining: bool,
     running: BTreeMap<AttemptId, (Assignment, u64)>,
@@ -46,6 +49,7 @@ impl Desk {
             capacity,
             keep_recent,
             serving: None,
+            serial: 0,
             granted: 0,
             draining: false,
             running: BTreeMap::new(),
@@ -59,6 +63,11 @@ impl Desk {
     /// The epoch of the master it serves.
     pub fn serving(&self) -> Option<Epoch> {
         self.serving
+    }
+
+    /// Number of the last report.
+    pub fn serial(&self) -> u64 {
+        self.serial
     }
 
     /// Its master is gone or unreachable: nothing is granted until the next report.
@@ -76,53 +85,55 @@ impl Desk {
     /// Begins to serve under an epoch: everything it runs and holds, in parts, and fresh credit with the last.
     pub fn report(&mut self, epoch: Epoch) -> Vec<Report> {
         self.serving = Some(epoch);
+        self.serial += 1;
         let running = u32::try_from(self.running.len()).unwrap_or(u32::MAX);
         self.granted = if self.draining {
             0
         } else {
             self.capacity.saturating_sub(running)
         };
-        let empty = Report {
+        let part = Report {
             epoch,
             running: Vec::new(),
             results: Vec::new(),
             recent: Vec::new(),
             credit: 0,
             more: true,
+            serial: self.serial,
         };
         let all: Vec<_> = self.running.values().cloned().collect();
-        let results: Vec<TaskResult> = self
-            .held
-            .values()
-            .map(|(result, assignment)| TaskResult {
-                spec: Some(assignment.spec.clone()),
-                ..result.clone()
-            })
-            .collect();
-        let mut reports: Vec<Report> = all
-            .chunks(MAX_IN_REPORT)
-            .map(|part| Report {
-                running: part.to_vec(),
-                ..empty.clone()
+        let mut reports: Vec<Report> = batches(all, |(a, _)| a.spec.weight())
+            .into_iter()
+            .map(|running| Report {
+                running,
+                ..part.clone()
             })
             .collect();
         // Outputs may be large: one result a part keeps each under a frame.
-        reports.extend(results.into_iter().map(|result| Report {
-            results: vec![result],
-            ..empty.clone()
+        reports.extend(self.held.values().map(|(result, assignment)| Report {
+            results: vec![TaskResult {
+                spec: Some(assignment.spec.clone()),
+                ..result.clone()
+            }],
+            ..part.clone()
+        }));
+        let recent: Vec<TaskId> = self.recent.iter().copied().collect();
+        reports.extend(recent.chunks(MAX_RECENT).map(|recent| Report {
+            recent: recent.to_vec(),
+            ..part.clone()
         }));
         reports.push(Report {
-            recent: self.recent.iter().copied().collect(),
             credit: self.granted,
             more: false,
-            ..empty
+            ..part
         });
         reports
     }
 
-    /// Takes what was assigned; `Err` when it comes under another epoch than is served.
+    /// Takes what was assigned; `Err` when it comes under another epoch than is served, or spends the credit of an earlier
+    /// report.
     pub fn assign(&mut self, assign: Assign) -> Result<Vec<Intake>, Epoch> {
-        if self.serving != Some(assign.epoch) {
+        if self.serving != Some(assign.epoch) || assign.report != self.serial {
             return Err(assign.epoch);
         }
         Ok(assign
@@ -266,9 +277,11 @@ mod tests {
         under: i64,
         assignments: Vec<Assignment>,
     ) -> Result<Vec<Intake>, Epoch> {
+        let report = desk.serial();
         desk.assign(Assign {
             epoch: epoch(under),
             assignments,
+            report,
         })
     }
 
@@ -334,6 +347,43 @@ mod tests {
     }
 
     #[test]
+    fn what_crossed_a_newer_report_is_not_started() {
+        let mut desk = Desk::new(1, 8);
+        desk.report(epoch(1));
+        let crossed = Assign {
+            epoch: epoch(1),
+            assignments: vec![assignment(1, 1)],
+            report: desk.serial(),
+        };
+        desk.report(epoch(1));
+        assert_eq!(desk.assign(crossed), Err(epoch(1)));
+        let newer = assignment(1, 2);
+        assert_eq!(
+            assign(&mut desk, 1, vec![newer.clone()]),
+            Ok(vec![Intake::Start(newer)])
+        );
+    }
+
+    #[test]
+    fn a_report_of_large_inputs_comes_in_parts_that_fit_a_frame() {
+        let mut desk = Desk::new(9, 8);
+        desk.report(epoch(1));
+        let large = (1..=9).map(|n| {
+            let mut large = assignment(n, 1);
+            large.spec.input = Bytes::from(vec![b'1'; crate::wire::MAX_PAYLOAD]);
+            large
+        });
+        assign(&mut desk, 1, large.collect()).unwrap();
+        let reports = desk.report(epoch(2));
+        let running: usize = reports.iter().map(|r| r.running.len()).sum();
+        assert_eq!(running, 9);
+        for report in reports {
+            let bytes = crate::wire::Message::from(report).encode_body(Vec::new());
+            assert!(bytes.unwrap().len() < 1024 * 1024);
+        }
+    }
+
+    #[test]
     fn a_new_master_is_told_of_everything_that_runs_or_is_held() {
         let mut desk = Desk::new(4, 8);
         desk.report(epoch(1));
@@ -345,10 +395,8 @@ mod tests {
         let reports = desk.report(epoch(2));
         let (last, parts) = reports.split_last().unwrap();
         assert!(parts.iter().all(|r| r.more) && !last.more);
-        assert_eq!(
-            (last.credit, last.recent.as_slice()),
-            (3, &[c.attempt.task][..])
-        );
+        let recent: Vec<_> = parts.iter().flat_map(|r| &r.recent).copied().collect();
+        assert_eq!((last.credit, recent), (3, vec![c.attempt.task]));
         let running: Vec<_> = parts
             .iter()
             .flat_map(|r| &r.running)
