@@ -24,7 +24,8 @@ use troupe_actors::discovery::{NewMaster, Reborn, StepDown, StepDownError};
 use troupe_actors::events::EventLog;
 use troupe_actors::id::{Epoch, Generation, Incarnation, NodeId, TaskId};
 use troupe_actors::master::{
-    AskMaster, GetTask, ListTasks, MasterSnapshot, Submit, SubmitError, TaskView,
+    AskMaster, CancelTask, ChangeError, GetTask, ListTasks, MasterSnapshot, RetryTask, Submit,
+    SubmitError, Taken, TaskView,
 };
 use troupe_actors::registry::{AskRegistry, KeyView, ListKeys, RegistryError, RegistrySnapshot};
 use troupe_actors::transport::{Inbound, Send, SendError};
@@ -101,7 +102,20 @@ plays! {
     "master" GetTask => Option<Option<TaskView>>, |script, GetTask(id)| {
         script.leads.then(|| script.tasks.get(&id).cloned())
     };
-    "master" Submit => Vec<Result<TaskView, SubmitError>>, |script, Submit(tasks)| {
+    "master" CancelTask => Result<TaskView, ChangeError>, |script, CancelTask(id)| {
+        let task = script.tasks.get_mut(&id).ok_or(ChangeError::Missing(id))?;
+        if task.state == "done" {
+            return Err(ChangeError::Conflict { state: "done", why: "it is already finished" });
+        }
+        "cancelled".clone_into(&mut task.state);
+        Ok(task.clone())
+    };
+    "master" RetryTask => Result<TaskView, ChangeError>, |script, RetryTask(id)| {
+        let task = script.tasks.get_mut(&id).ok_or(ChangeError::Missing(id))?;
+        "queued".clone_into(&mut task.state);
+        Ok(task.clone())
+    };
+    "master" Submit => Vec<Result<Taken, SubmitError>>, |script, Submit(tasks)| {
         tasks.into_iter().map(|task| {
             if !script.leads {
                 return Err(SubmitError::NotMaster);
@@ -115,7 +129,8 @@ plays! {
             let id = task.id.expect("the API names every task");
             let input = serde_json::from_slice(&task.input).unwrap();
             let view = TaskView { input, ..view(id, "queued") };
-            Ok(script.tasks.entry(id).or_insert(view).clone())
+            script.tasks.entry(id).or_insert(view);
+            Ok(Taken { id, state: "queued" })
         }).collect()
     };
     "worker" AskWorker => WorkerSnapshot, |_, _| WorkerSnapshot { capacity: 4, ..WorkerSnapshot::default() };
@@ -267,6 +282,8 @@ fn node(id: NodeId, network: &Network, settings: AdminSettings) -> Node {
         ask_master: others.clone().recipient(),
         list_tasks: others.clone().recipient(),
         get_task: others.clone().recipient(),
+        cancel_task: others.clone().recipient(),
+        retry_task: others.clone().recipient(),
         submit: others.clone().recipient(),
         ask_worker: others.clone().recipient(),
         ask_registry: others.clone().recipient(),
@@ -445,6 +462,8 @@ fn view(id: TaskId, state: &str) -> TaskView {
         durable: false,
         idempotent_until: None,
         refused: vec![],
+        not_before: None,
+        progress: None,
         stale: false,
     }
 }

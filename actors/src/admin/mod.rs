@@ -28,7 +28,7 @@ use crate::cluster::Identity;
 use crate::discovery::{Reborn, StepDown};
 use crate::events::EventLog;
 use crate::id::{NodeId, TaskId};
-use crate::master::{AskMaster, GetTask, ListTasks, Submit, TaskView};
+use crate::master::{AskMaster, CancelTask, GetTask, ListTasks, RetryTask, Submit, TaskView};
 use crate::registry::{AskRegistry, KeyView, ListKeys, RegistrySnapshot};
 use crate::transport;
 use crate::worker::AskWorker;
@@ -136,6 +136,10 @@ pub struct AdminSeed {
     pub list_tasks: Recipient<ListTasks>,
     /// MasterActor: one task.
     pub get_task: Recipient<GetTask>,
+    /// Cancels one task.
+    pub cancel_task: Recipient<CancelTask>,
+    /// Gives a dead task another chance.
+    pub retry_task: Recipient<RetryTask>,
     /// MasterActor: new tasks.
     pub submit: Recipient<Submit>,
     /// WorkerActor: counts.

@@ -1,27 +1,33 @@
 //! MasterActor: between `Lead` and `StandDown` it hears workers, asks its reign what to do, and does and tells it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use actix::{
-    Actor, ActorFutureExt, AsyncContext, Context, Handler, MessageResult, Recipient,
-    ResponseActFuture, SpawnHandle, WrapFuture,
+    Actor, ActorFutureExt, AsyncContext, Context, Handler, Recipient, ResponseActFuture,
+    SpawnHandle, WrapFuture,
 };
 use rand::SeedableRng;
 use rand::rngs::StdRng;
+use tokio::sync::oneshot;
 
 use super::balancer::Balancer;
 use super::generator;
-use super::ledger::{Full, Verdict, WorkerId};
+use super::journal::{Journal, Replayed};
+use super::ledger::{Accepted, Committed, Full, State, Verdict, WorkerId};
 use super::legacy::Legacy;
 use super::pulse::MasterPulse;
+pub use super::recorder::JournalSeed;
+use super::recorder::{Fate, Waiting};
 use super::reign::{Origin, Recovered, Reign};
 use super::roster::worker_of;
+use super::task::Change;
 use super::view::view;
 use super::{
-    AskMaster, GeneratorSettings, GetTask, HandOverTo, Lead, ListTasks, MasterReborn,
-    MasterSettings, MasterSnapshot, StandDown, Submission, Submit, SubmitError, TaskView,
+    AskMaster, CancelTask, ChangeError, GeneratorSettings, GetTask, HandOverTo, JournalSnapshot,
+    Lead, ListTasks, MasterReborn, MasterSettings, MasterSnapshot, RetryTask, StandDown,
+    Submission, Submit, SubmitError, Taken, TaskView,
 };
 use crate::cluster::{Cluster, ClusterChanged, Fence, Identity, MemberRemoved};
 use crate::discovery::EpochSeen;
@@ -65,23 +71,35 @@ pub struct MasterSeed {
     pub epochs: Recipient<EpochSeen>,
     /// Stamped at each turn.
     pub pulse: MasterPulse,
+    /// Where durable tasks are recorded.
+    pub journal: JournalSeed,
 }
 
 /// See the module page.
 pub struct MasterActor {
-    seed: MasterSeed,
-    reign: Option<Reign>,
+    pub(super) seed: MasterSeed,
+    pub(super) reign: Option<Reign>,
+    /// The journal is being read for a reign under this epoch.
+    pub(super) loading: Option<Epoch>,
+    /// Who waits for a segment to be recorded, and who to hear that we lead.
+    pub(super) waiting: Vec<Waiting>,
+    pub(super) doubts: Vec<oneshot::Sender<Option<bool>>>,
+    pub(super) looking: bool,
+    /// When the registry's history was last dropped, and where it was then.
+    pub(super) compacted: Option<(Instant, i64)>,
+    pub(super) commits: u64,
+    pub(super) last_commit: Duration,
     /// Messages for a reign that others have heard of before us; bounded.
     early: VecDeque<(Epoch, WorkerId, Message)>,
-    legacy: Legacy,
+    pub(super) legacy: Legacy,
     /// What is to be acknowledged at the end of this turn; a worker with an empty list is answered all the same.
-    acks: BTreeMap<NodeId, Vec<(AttemptId, Option<String>)>>,
+    pub(super) acks: BTreeMap<NodeId, Vec<(AttemptId, Option<String>)>>,
     cluster: Option<Arc<Cluster>>,
     balancer: Balancer,
     rng: StdRng,
     wake: Option<(Instant, SpawnHandle)>,
     /// Why tasks wait, as last said: it is said once until it changes.
-    said_waiting: Option<String>,
+    pub(super) said_waiting: Option<String>,
     /// When the heir was last told, and whether there is news since.
     shadowed: Option<Instant>,
     shadow_due: bool,
@@ -95,6 +113,13 @@ impl MasterActor {
             balancer: Balancer::new(seed.settings.balancer),
             seed,
             reign: None,
+            loading: None,
+            waiting: Vec::new(),
+            doubts: Vec::new(),
+            looking: false,
+            compacted: None,
+            commits: 0,
+            last_commit: Duration::ZERO,
             early: VecDeque::new(),
             legacy: Legacy::default(),
             acks: BTreeMap::new(),
@@ -155,7 +180,7 @@ impl MasterActor {
     }
 
     /// Everything that is due: acknowledgements, new tasks, deadlines, the end of recovery, assignments, the shadow.
-    fn turn(&mut self, ctx: &mut Context<Self>) {
+    pub(super) fn turn(&mut self, ctx: &mut Context<Self>) {
         self.acknowledge();
         if self.acting().is_none() {
             return;
@@ -165,6 +190,7 @@ impl MasterActor {
         self.give_up_overdue(now);
         self.end_recovery(now);
         self.hand_out(ctx, now);
+        self.record(ctx);
         self.shadow(now);
         self.set_alarm(ctx, now);
     }
@@ -201,7 +227,7 @@ impl MasterActor {
         let created_ms = unix_ms();
         let spec = TaskSpec {
             id: TaskId::new(created_ms, &mut self.rng),
-            job: "multiply".to_owned(),
+            job: "multiply".into(),
             input: generator::input(number),
             meta: BTreeMap::new(),
             durable: false,
@@ -214,8 +240,8 @@ impl MasterActor {
         };
         let task = spec.id.to_string();
         let epoch = reign.epoch.to_string();
-        match reign.ledger.accept(spec, Duration::ZERO, now) {
-            Ok(()) => {
+        match reign.ledger.accept(spec, Duration::ZERO, created_ms, now) {
+            Ok(_) => {
                 self.shadow_due = true;
                 log::info!(target: "master", event = "task.created", task = task, job = "multiply", number = number, epoch = epoch; "task created");
             }
@@ -266,7 +292,62 @@ impl MasterActor {
             Verdict::Dead => {
                 log::warn!(target: "master", event = "task.dead", task = task, attempt = attempt, epoch = epoch; "its attempts are used up");
             }
-            Verdict::Recorded | Verdict::Repeated | Verdict::Refused(_) => {}
+            Verdict::Recorded | Verdict::Recording | Verdict::Repeated | Verdict::Refused(_) => {}
+        }
+    }
+
+    /// What became of a durable task, once it is recorded.
+    pub(super) fn say_committed(&mut self, committed: &Committed) {
+        let Some(reign) = &self.reign else { return };
+        let Some(task) = reign.ledger.get(committed.task) else {
+            return;
+        };
+        let attempt = task.tries().last().map(|t| t.attempt.to_string());
+        let attempt = attempt.unwrap_or_default();
+        let (id, job, epoch) = (
+            committed.task.to_string(),
+            task.spec.job.clone(),
+            self.epoch(),
+        );
+        let error = match &task.state {
+            State::Failed(why) | State::Dead(why) => why.to_string(),
+            _ => committed.why.to_owned(),
+        };
+        let ran = task
+            .tries()
+            .last()
+            .map_or(0, |t| t.finished_ms.saturating_sub(t.started_ms));
+        let executor = task.tries().last().map(|t| t.worker.id);
+        let output = match &task.state {
+            State::Done(output) => String::from_utf8_lossy(output).into_owned(),
+            _ => String::new(),
+        };
+        let executor = executor.map(|id| self.name_of(id)).unwrap_or_default();
+        let level = self.level();
+        let (id, attempt, epoch) = (id.as_str(), attempt.as_str(), epoch.as_str());
+        let (executor, error) = (executor.as_str(), error.as_str());
+        match &committed.change {
+            Change::Accept(_) => {
+                log::log!(target: "master", level, event = "task.created", task = id, job = job.as_str(), epoch = epoch; "task accepted")
+            }
+            Change::Finish(State::Done(_), _) => {
+                log::log!(target: "master", level, event = "task.finished", task = id, attempt = attempt, executor = executor, output = output.as_str(), duration_ms = ran, epoch = epoch; "task finished")
+            }
+            Change::Finish(State::Dead(_), _) => {
+                log::warn!(target: "master", event = "task.dead", task = id, attempt = attempt, reason = error, epoch = epoch; "no further attempt")
+            }
+            Change::Finish(State::Cancelled, _) => {
+                log::info!(target: "master", event = "task.cancelled", task = id, epoch = epoch; "task cancelled")
+            }
+            Change::Finish(..) => {
+                log::warn!(target: "master", event = "task.failed", task = id, attempt = attempt, executor = executor, reason = error, duration_ms = ran, epoch = epoch; "task failed")
+            }
+            Change::Requeue(_) => {
+                log::log!(target: "master", level, event = "task.requeued", task = id, attempt = attempt, reason = committed.why, epoch = epoch; "task queued again")
+            }
+            Change::Retry => {
+                log::info!(target: "master", event = "task.retried", task = id, epoch = epoch; "a dead task is given another chance")
+            }
         }
     }
 
@@ -460,7 +541,13 @@ impl MasterActor {
     /// Others may hear of our epoch before we are told to lead under it.
     fn is_early(&self, epoch: Epoch) -> bool {
         let ours = self.reign.as_ref().map_or(Epoch::NONE, |r| r.epoch);
-        epoch > ours && epoch >= self.seed.fence.current()
+        epoch > ours
+            && epoch
+                >= self
+                    .seed
+                    .fence
+                    .current()
+                    .max(self.loading.unwrap_or_default())
     }
 
     /// Only the highest epoch can become a reign of ours.
@@ -527,6 +614,11 @@ impl MasterActor {
         }
         let (executor, epoch) = (self.name_of(worker.id), self.epoch());
         for (result, verdict) in results {
+            if verdict == Verdict::Recording {
+                // Said and answered once it is recorded; the worker keeps its copy until then.
+                self.acks.entry(worker.id).or_default();
+                continue;
+            }
             self.say_result(&executor, &result, &verdict, &epoch);
             let refused = match verdict {
                 Verdict::Refused(why) => Some(why.to_owned()),
@@ -609,23 +701,32 @@ impl MasterActor {
     fn lead(&mut self, epoch: Epoch, ctx: &mut Context<Self>) {
         match &mut self.reign {
             // The heir did not take over: on with the ledger we have.
-            Some(reign) if reign.epoch == epoch => reign.frozen = false,
-            Some(reign) if reign.epoch > epoch => return,
-            _ => self.begin(epoch),
-        }
-        for (under, worker, message) in std::mem::take(&mut self.early) {
-            if under == epoch {
-                self.act_on(worker, message);
+            Some(reign) if reign.epoch == epoch => {
+                reign.frozen = false;
+                self.turn(ctx);
             }
+            Some(reign) if reign.epoch > epoch => {}
+            before if self.loading < Some(epoch) => {
+                if let Some(reign) = before {
+                    reign.frozen = true;
+                }
+                self.load(epoch, ctx);
+            }
+            _ => {}
         }
-        self.turn(ctx);
     }
 
-    fn begin(&mut self, epoch: Epoch) {
+    /// The journal is read: the reign begins.
+    pub(super) fn begin(&mut self, epoch: Epoch, mut replayed: Replayed, ctx: &mut Context<Self>) {
         let now = now();
         let generator = self.seed.generator.clone();
-        let mut reign = Reign::new(epoch, &self.seed.settings, generator, now);
+        let seed = &self.seed.journal;
+        let segments = std::mem::take(&mut replayed.segments);
+        let journal = Journal::new(&seed.prefix, &seed.master_key, epoch, segments);
+        let mut reign = Reign::new(epoch, &self.seed.settings, generator, journal, now);
         let will = self.legacy.take(epoch);
+        // Whoever waits for a segment of the reign before is told that nobody knows.
+        self.waiting.clear();
         if let Some(before) = self.reign.take() {
             self.legacy.led(before.epoch);
             reign.succeed(before);
@@ -635,15 +736,23 @@ impl MasterActor {
             }
             reign.inherit(will, unix_ms(), now);
         }
-        log::info!(target: "master", event = "master.leading", epoch = epoch.to_string(), inherited = reign.inherited(); "leading: waiting for the workers to report");
+        reign.restore(replayed, unix_ms(), now);
+        let durable = reign.ledger.open();
+        log::info!(target: "master", event = "master.leading", epoch = epoch.to_string(), inherited = reign.inherited(), durable = durable; "leading: waiting for the workers to report");
         self.reign = Some(reign);
         self.said_waiting = None;
         self.shadow_due = true;
+        for (under, worker, message) in std::mem::take(&mut self.early) {
+            if under == epoch {
+                self.act_on(worker, message);
+            }
+        }
+        self.turn(ctx);
     }
 }
 
 /// The runtime's clock, so that a paused or a simulated one is obeyed.
-fn now() -> Instant {
+pub(super) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
@@ -685,6 +794,8 @@ impl Handler<StandDown> for MasterActor {
     type Result = ();
 
     fn handle(&mut self, msg: StandDown, _: &mut Self::Context) {
+        self.loading = None;
+        self.waiting.clear();
         if let Some(reign) = self.reign.take() {
             self.legacy.led(reign.epoch);
             let open = reign.ledger.open() + reign.inherited();
@@ -783,95 +894,279 @@ impl Handler<Inbound> for MasterActor {
 }
 
 impl Handler<Submit> for MasterActor {
-    type Result = MessageResult<Submit>;
+    type Result = ResponseActFuture<Self, Vec<Result<Taken, SubmitError>>>;
 
     fn handle(&mut self, msg: Submit, ctx: &mut Self::Context) -> Self::Result {
-        let answers = msg.0.into_iter().map(|s| self.submit(s)).collect();
+        let mut proposed = BTreeSet::new();
+        let answers: Vec<_> = msg
+            .0
+            .into_iter()
+            .map(|s| self.submit(s, &mut proposed))
+            .collect();
+        // Into segments, so that it is known which; on their way at the end of this turn.
+        if let Some(reign) = self.reign.as_mut().filter(|_| !proposed.is_empty()) {
+            reign.write(now());
+        }
+        let waits = self.segments_of(&proposed);
         self.turn(ctx);
-        MessageResult(answers)
+        if waits.is_empty() {
+            return Box::pin(actix::fut::ready(answers));
+        }
+        let within = self.seed.settings.commit_timeout;
+        let settled = async move {
+            let deadline = tokio::time::Instant::now() + within;
+            let mut fates = BTreeMap::new();
+            for (told, tasks) in waits {
+                let fate = match tokio::time::timeout_at(deadline, told).await {
+                    Ok(Ok(Fate::Recorded)) => None,
+                    Ok(Ok(Fate::NotRecorded(why))) => Some(SubmitError::NotRecorded(why)),
+                    Ok(Err(_)) | Err(_) => Some(SubmitError::Unknown),
+                };
+                fates.extend(tasks.into_iter().map(|task| (task, fate.clone())));
+            }
+            let settle = |answer: Result<Taken, SubmitError>| {
+                let taken = answer?;
+                match fates.get(&taken.id).cloned().flatten() {
+                    Some(error) => Err(error),
+                    None => Ok(taken),
+                }
+            };
+            answers.into_iter().map(settle).collect()
+        };
+        Box::pin(settled.into_actor(self))
     }
 }
 
+/// Segments that are waited for, with the tasks in each.
+type Waits = Vec<(oneshot::Receiver<Fate>, Vec<TaskId>)>;
+
 impl MasterActor {
-    fn submit(&mut self, submission: Submission) -> Result<TaskView, SubmitError> {
+    fn submit(
+        &mut self,
+        submission: Submission,
+        proposed: &mut BTreeSet<TaskId>,
+    ) -> Result<Taken, SubmitError> {
         if self.acting().is_none() {
             return Err(SubmitError::NotMaster);
         }
         submission.check()?;
-        let created_ms = unix_ms();
+        let (created_ms, now) = (unix_ms(), now());
         let id = submission
             .id
             .unwrap_or_else(|| TaskId::new(created_ms, &mut self.rng));
         let defaults = &self.seed.settings;
         let spec = TaskSpec {
             id,
-            job: submission.job,
+            job: submission.job.as_str().into(),
             input: submission.input,
             meta: submission.meta,
-            durable: false,
+            durable: submission.durable,
             timeout_ms: millis(submission.timeout.unwrap_or(defaults.task_timeout)),
             max_attempts: submission.max_attempts.unwrap_or(defaults.max_attempts),
             priority: submission.priority,
             require: submission.require,
             created_ms,
-            not_before_ms: 0,
+            not_before_ms: submission.not_before_ms,
         };
-        let level = self.level();
         let Some(reign) = &mut self.reign else {
             return Err(SubmitError::NotMaster);
         };
-        let known = reign.ledger.get(id).is_some();
-        reign
-            .ledger
-            .accept(spec, Duration::ZERO, now())
-            .map_err(|full| SubmitError::Busy {
-                queued: match full {
-                    Full::Count(queued) => queued,
-                    Full::Bytes(_) => reign.ledger.queued(),
-                },
-                retry_after_s: 1,
-            })?;
-        self.shadow_due = true;
-        let task = reign.ledger.get(id).ok_or(SubmitError::NotMaster)?;
-        if !known {
-            log::log!(target: "master", level, event = "task.created", task = id.to_string(), job = task.spec.job.as_str(), epoch = reign.epoch.to_string(); "task accepted");
+        let known = reign.ledger.get(id).map(|task| task.state.as_str());
+        if let Some(state) = known {
+            return Ok(Taken { id, state });
         }
-        Ok(view(task, self.cluster.as_deref()))
+        if spec.durable && reign.journal.is_stalled(now) {
+            let why = "the registry does not answer, or refuses to record";
+            return Err(SubmitError::NotRecorded(why.to_owned()));
+        }
+        let wait = Duration::from_millis(spec.not_before_ms.saturating_sub(created_ms));
+        let job = spec.job.clone();
+        let accepted = reign.ledger.accept(spec, wait, created_ms, now);
+        let busy = |queued: usize| SubmitError::Busy {
+            queued,
+            retry_after_s: 1,
+        };
+        match accepted {
+            Ok(Accepted::New) => {
+                self.shadow_due = true;
+                let (level, epoch) = (self.level(), self.epoch());
+                log::log!(target: "master", level, event = "task.created", task = id.to_string(), job = job.as_str(), epoch = epoch; "task accepted");
+            }
+            Ok(Accepted::Known) => {}
+            Ok(Accepted::Proposed) => drop(proposed.insert(id)),
+            Ok(Accepted::Forgotten(fate)) => {
+                return Ok(Taken {
+                    id,
+                    state: fate.as_str(),
+                });
+            }
+            Err(Full::Count(queued)) => return Err(busy(queued)),
+            Err(Full::Bytes(_)) => return Err(busy(reign.ledger.queued())),
+            Err(Full::Expired(floor_ms)) => {
+                return Err(SubmitError::Expired {
+                    floor: crate::time::rfc3339(floor_ms),
+                });
+            }
+        }
+        Ok(Taken {
+            id,
+            state: "queued",
+        })
+    }
+
+    /// The segments that the changes of these tasks go with.
+    fn segments_of(&mut self, tasks: &BTreeSet<TaskId>) -> Waits {
+        let Some(reign) = &self.reign else {
+            return Vec::new();
+        };
+        let mut segments: BTreeMap<u64, Vec<TaskId>> = BTreeMap::new();
+        for (n, task) in reign.journal.segments_of(tasks) {
+            segments.entry(n).or_default().push(task);
+        }
+        segments
+            .into_iter()
+            .map(|(n, tasks)| (self.wait_for(n), tasks))
+            .collect()
+    }
+
+    /// A change that somebody asked for: answered with the task as it stands then, once that is recorded.
+    fn changed(
+        &mut self,
+        id: TaskId,
+        done: Result<(), ChangeError>,
+        ctx: &mut Context<Self>,
+    ) -> ResponseActFuture<Self, Result<TaskView, ChangeError>> {
+        if let Err(error) = done {
+            return Box::pin(actix::fut::ready(Err(error)));
+        }
+        if let Some(reign) = &mut self.reign {
+            reign.write(now());
+        }
+        let waits = self.segments_of(&BTreeSet::from([id]));
+        self.shadow_due = true;
+        self.turn(ctx);
+        let within = self.seed.settings.commit_timeout;
+        let settled = async move {
+            for (told, _) in waits {
+                match tokio::time::timeout(within, told).await {
+                    Ok(Ok(Fate::Recorded)) => {}
+                    Ok(Ok(Fate::NotRecorded(why))) => return Err(ChangeError::NotRecorded(why)),
+                    Ok(Err(_)) | Err(_) => return Err(ChangeError::Unknown),
+                }
+            }
+            Ok(())
+        };
+        Box::pin(settled.into_actor(self).map(move |settled, act, _| {
+            settled?;
+            act.view_of(id).ok_or(ChangeError::Missing(id))
+        }))
+    }
+
+    fn view_of(&self, id: TaskId) -> Option<TaskView> {
+        let task = self.reign.as_ref()?.ledger.get(id)?;
+        Some(view(
+            task,
+            self.cluster.as_deref(),
+            self.seed.settings.idempotency,
+        ))
+    }
+
+    fn state_of(&self, id: TaskId) -> Option<&'static str> {
+        Some(self.reign.as_ref()?.ledger.get(id)?.state.as_str())
+    }
+
+    /// Whether anything may be said of tasks at all: not while it is being found out which there are.
+    fn knows(&self) -> bool {
+        self.reign.is_some() && self.loading.is_none()
+    }
+}
+
+impl Handler<CancelTask> for MasterActor {
+    type Result = ResponseActFuture<Self, Result<TaskView, ChangeError>>;
+
+    fn handle(&mut self, msg: CancelTask, ctx: &mut Self::Context) -> Self::Result {
+        let id = msg.0;
+        let state = self.state_of(id);
+        let Some(reign) = self.acting() else {
+            return Box::pin(actix::fut::ready(Err(ChangeError::NotMaster)));
+        };
+        let done = match (reign.ledger.cancel(id, unix_ms(), now()), state) {
+            // Asked for twice, it is done once.
+            (Err(_), Some("cancelled")) => Ok(None),
+            (Err(why), Some(state)) => Err(ChangeError::Conflict { state, why }),
+            (Err(_), None) => Err(ChangeError::Missing(id)),
+            (Ok(running), _) => Ok(running),
+        };
+        if let Ok(Some((attempt, worker))) = &done {
+            self.cancel(worker.id, vec![*attempt], "somebody cancelled it");
+        }
+        self.changed(id, done.map(drop), ctx)
+    }
+}
+
+impl Handler<RetryTask> for MasterActor {
+    type Result = ResponseActFuture<Self, Result<TaskView, ChangeError>>;
+
+    fn handle(&mut self, msg: RetryTask, ctx: &mut Self::Context) -> Self::Result {
+        let id = msg.0;
+        let state = self.state_of(id);
+        let Some(reign) = self.acting() else {
+            return Box::pin(actix::fut::ready(Err(ChangeError::NotMaster)));
+        };
+        let done = reign.ledger.retry(id, now()).map_err(|why| match state {
+            Some(state) => ChangeError::Conflict { state, why },
+            None => ChangeError::Missing(id),
+        });
+        self.changed(id, done, ctx)
     }
 }
 
 impl Handler<ListTasks> for MasterActor {
-    type Result = Option<Vec<TaskView>>;
+    type Result = ResponseActFuture<Self, Option<Vec<TaskView>>>;
 
-    fn handle(&mut self, msg: ListTasks, _: &mut Self::Context) -> Self::Result {
-        let reign = self.reign.as_ref()?;
-        let tasks = reign.ledger.newest_first(msg.after);
-        let fits = |task: &&super::ledger::Task| {
-            msg.state.as_ref().is_none_or(|s| task.state.as_str() == s)
-                && msg.job.as_ref().is_none_or(|j| task.spec.job == *j)
-        };
-        let cluster = self.cluster.as_deref();
-        Some(
-            tasks
-                .filter(fits)
-                .take(msg.limit)
-                .map(|t| view(t, cluster))
-                .collect(),
-        )
+    fn handle(&mut self, msg: ListTasks, ctx: &mut Self::Context) -> Self::Result {
+        let sure = self.confirm(ctx);
+        Box::pin(sure.into_actor(self).map(move |sure, act, _| {
+            let stale = !leads(sure)?;
+            let reign = act.reign.as_ref().filter(|_| act.knows())?;
+            let fits = |task: &super::ledger::Task| {
+                msg.state.as_ref().is_none_or(|s| task.state.as_str() == s)
+                    && msg.job.as_ref().is_none_or(|j| *task.spec.job == **j)
+            };
+            let tasks = reign.ledger.newest_first(msg.after, msg.limit, fits);
+            let cluster = act.cluster.as_deref();
+            let window = act.seed.settings.idempotency;
+            let tasks = tasks.into_iter().map(|t| TaskView {
+                stale,
+                ..view(t, cluster, window)
+            });
+            Some(tasks.collect())
+        }))
     }
 }
 
 impl Handler<GetTask> for MasterActor {
-    type Result = Option<Option<TaskView>>;
+    type Result = ResponseActFuture<Self, Option<Option<TaskView>>>;
 
-    fn handle(&mut self, msg: GetTask, _: &mut Self::Context) -> Self::Result {
-        let reign = self.reign.as_ref()?;
-        Some(
-            reign
-                .ledger
-                .get(msg.0)
-                .map(|t| view(t, self.cluster.as_deref())),
-        )
+    fn handle(&mut self, msg: GetTask, ctx: &mut Self::Context) -> Self::Result {
+        let sure = self.confirm(ctx);
+        Box::pin(sure.into_actor(self).map(move |sure, act, _| {
+            let stale = !leads(sure)?;
+            if !act.knows() {
+                return None;
+            }
+            let task = act.view_of(msg.0);
+            Some(task.map(|task| TaskView { stale, ..task }))
+        }))
+    }
+}
+
+/// Whether a read is of a master that surely led; `None` when it surely does not.
+fn leads(sure: Result<Option<bool>, oneshot::error::RecvError>) -> Option<bool> {
+    match sure {
+        Ok(Some(true)) => Some(true),
+        Ok(None) => Some(false),
+        Ok(Some(false)) | Err(_) => None,
     }
 }
 
@@ -883,6 +1178,7 @@ impl Handler<AskMaster> for MasterActor {
             return MasterSnapshot::default();
         };
         let outstanding = reign.ledger.outstanding();
+        let size = reign.journal.size();
         MasterSnapshot {
             leading: Some(reign.epoch.to_string()),
             recovering: reign.is_recovering(),
@@ -893,6 +1189,14 @@ impl Handler<AskMaster> for MasterActor {
                 .collect(),
             refused: reign.refused.clone(),
             adopted: reign.adopted,
+            journal: JournalSnapshot {
+                segments: size.segments as u64,
+                bytes: size.bytes as u64,
+                in_flight: size.flying as u64,
+                commits: self.commits,
+                last_commit_us: u64::try_from(self.last_commit.as_micros()).unwrap_or(u64::MAX),
+                stalled: reign.journal.is_stalled(now()),
+            },
         }
     }
 }

@@ -26,10 +26,15 @@ use crate::admin::reply::{Answer, ApiError, ok};
 use crate::admin::{Receipt, TasksView};
 use crate::events::Record;
 use crate::id::TaskId;
-use crate::master::{GetTask, ListTasks, Submission, Submit, SubmitError, TaskView};
+use crate::master::{
+    CancelTask, ChangeError, GetTask, ListTasks, RetryTask, Submission, Submit, SubmitError, Taken,
+    TaskView,
+};
 use crate::time::unix_ms;
 use crate::wire::{ApiResponse, MAX_PAYLOAD};
 
+/// Longest time a task may be made to wait.
+const MAX_DELAY: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Newline-delimited JSON.
 pub(super) const NDJSON: &str = "application/x-ndjson";
 /// Tasks in one body; keeps the answer in proportion to the body limit.
@@ -62,10 +67,13 @@ struct TaskBody {
     priority: i32,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     require: BTreeMap<String, String>,
-    #[serde(default, skip_serializing)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     durable: Option<bool>,
-    #[serde(default, skip_serializing)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     delay: Option<Span>,
+    /// Unix ms; what `delay` becomes at the node that was asked first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    not_before_ms: Option<u64>,
 }
 
 /// A time span in JSON: `"30s"`, `"1m 30s"`, or a number of seconds.
@@ -99,20 +107,21 @@ impl TaskBody {
         task.id
             .get_or_insert_with(|| TaskId::new(unix_ms(), &mut rand::rng()));
         task.check().map_err(|error| task.named(error))?;
+        if let Some(Span(delay)) = task.delay.take() {
+            let delay = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
+            task.not_before_ms = Some(unix_ms().saturating_add(delay));
+        }
         Ok(task)
     }
 
     fn check(&self) -> Result<(), ApiError> {
-        let later = |what: &str| {
-            let message =
-                format!("{what} tasks need the journal, which this version does not have");
-            ApiError::new(StatusCode::NOT_IMPLEMENTED, "not_implemented", message)
-        };
-        if self.durable == Some(true) {
-            return Err(later("durable"));
+        if self.delay.is_some_and(|delay| delay.0 > MAX_DELAY) {
+            return Err(ApiError::bad("delay must be at most a year"));
         }
-        if self.delay.is_some() {
-            return Err(later("delayed"));
+        if self.delay.is_some() && self.not_before_ms.is_some() {
+            return Err(ApiError::bad(
+                "delay and not_before_ms say the same; one of them is enough",
+            ));
         }
         if self.job.is_empty() {
             return Err(ApiError::bad("job must name a kind of work"));
@@ -148,6 +157,8 @@ impl TaskBody {
             max_attempts: self.max_attempts,
             priority: self.priority,
             require: self.require.clone(),
+            durable: self.durable.unwrap_or(true),
+            not_before_ms: self.not_before_ms.unwrap_or(0),
         }
     }
 
@@ -280,7 +291,7 @@ async fn submit_batch(
     asked.await
 }
 
-fn outcome(task: &TaskBody, answer: Result<TaskView, SubmitError>) -> Outcome {
+fn outcome(task: &TaskBody, answer: Result<Taken, SubmitError>) -> Outcome {
     let refused = |why: SubmitError| match why {
         SubmitError::NotMaster => ApiError::not_master(),
         SubmitError::Busy {
@@ -290,11 +301,16 @@ fn outcome(task: &TaskBody, answer: Result<TaskView, SubmitError>) -> Outcome {
         SubmitError::Invalid(message) => {
             ApiError::new(StatusCode::BAD_REQUEST, "invalid_task", message)
         }
+        SubmitError::NotRecorded(_) => ApiError::unavailable("not_recorded", &why, 1),
+        SubmitError::Unknown => ApiError::unavailable("unknown", &why, 1),
+        SubmitError::Expired { ref floor } => {
+            ApiError::new(StatusCode::GONE, "expired", &why).with("floor", json!(floor))
+        }
     };
     answer
-        .map(|view| Receipt {
-            id: view.id,
-            state: view.state,
+        .map(|taken| Receipt {
+            id: taken.id,
+            state: taken.state.to_owned(),
         })
         .map_err(|why| task.named(refused(why)))
 }
@@ -441,6 +457,57 @@ pub(super) async fn read(
     let within = wait + margin;
     let asked = office.at_master(carried, Intent::Read, within, call, pass_on, local);
     asked.await
+}
+
+/// `DELETE /v1/tasks/{id}`: cancels what is not finished → the task.
+pub(super) async fn cancel(
+    State(office): State<Arc<Office>>,
+    IsCarried(carried): IsCarried,
+    Path(id): Path<String>,
+) -> Answer {
+    let id: TaskId = id.parse().map_err(ApiError::bad)?;
+    let call = |_| Call::delete(format!("/v1/tasks/{id}"));
+    let local = |_| async {
+        let to = &office.seed.cancel_task;
+        changed(office.ask("master", to, CancelTask(id)).await?)
+    };
+    let within = office.seed.settings.relay_timeout;
+    // Asked for twice, it is done once.
+    let asked = office.at_master(carried, Intent::Read, within, call, pass_on, local);
+    asked.await
+}
+
+/// `POST /v1/tasks/{id}/retry`: gives a dead task another chance → the task.
+pub(super) async fn retry(
+    State(office): State<Arc<Office>>,
+    IsCarried(carried): IsCarried,
+    Path(id): Path<String>,
+) -> Answer {
+    let id: TaskId = id.parse().map_err(ApiError::bad)?;
+    let call = |_| Call::post(format!("/v1/tasks/{id}/retry"), String::new());
+    let local = |_| async {
+        let to = &office.seed.retry_task;
+        changed(office.ask("master", to, RetryTask(id)).await?)
+    };
+    let within = office.seed.settings.relay_timeout;
+    let asked = office.at_master(carried, Intent::Write, within, call, pass_on, local);
+    asked.await
+}
+
+fn changed(answer: Result<TaskView, ChangeError>) -> Answer {
+    match answer {
+        Ok(task) => ok(task),
+        Err(why @ ChangeError::Missing(_)) => Err(ApiError::missing("no_such_task", why)),
+        Err(ChangeError::NotMaster) => Err(ApiError::not_master()),
+        Err(why @ ChangeError::Conflict { state, .. }) => {
+            let error = ApiError::new(StatusCode::CONFLICT, "conflict", why);
+            Err(error.with("state", json!(state)))
+        }
+        Err(why @ ChangeError::NotRecorded(_)) => {
+            Err(ApiError::unavailable("not_recorded", why, 1))
+        }
+        Err(why @ ChangeError::Unknown) => Err(ApiError::unavailable("unknown", why, 1)),
+    }
 }
 
 async fn read_here(office: &Office, id: TaskId, wait: Duration) -> Answer {
