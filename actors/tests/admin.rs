@@ -24,8 +24,8 @@ use troupe_actors::discovery::{NewMaster, Reborn, StepDown, StepDownError};
 use troupe_actors::events::EventLog;
 use troupe_actors::id::{Epoch, Generation, Incarnation, NodeId, TaskId};
 use troupe_actors::master::{
-    AskMaster, CancelTask, ChangeError, GetTask, ListTasks, MasterSnapshot, RetryTask, Submit,
-    SubmitError, Taken, TaskView,
+    AskMaster, AwaitTasks, CancelTask, ChangeError, Ended, GetTask, ListTasks, MasterSnapshot,
+    RetryTask, Submit, SubmitError, Taken, TaskView,
 };
 use troupe_actors::registry::{AskRegistry, KeyView, ListKeys, RegistryError, RegistrySnapshot};
 use troupe_actors::transport::{Inbound, Send, SendError};
@@ -101,6 +101,16 @@ plays! {
     });
     "master" GetTask => Option<Option<TaskView>>, |script, GetTask(id)| {
         script.leads.then(|| script.tasks.get(&id).cloned())
+    };
+    "master" AwaitTasks => Option<Vec<Ended>>, |script, AwaitTasks(ids)| {
+        let open = |id: &TaskId| script.tasks.get(id).is_none_or(|t| t.state == "queued");
+        // Whoever waits for one that is open asks again at the next look.
+        (script.leads && !ids.iter().any(open)).then(|| ids.into_iter().map(|id| Ended {
+            id,
+            state: "done",
+            output: None,
+            error: None,
+        }).collect())
     };
     "master" CancelTask => Result<TaskView, ChangeError>, |script, CancelTask(id)| {
         let task = script.tasks.get_mut(&id).ok_or(ChangeError::Missing(id))?;
@@ -282,6 +292,7 @@ fn node(id: NodeId, network: &Network, settings: AdminSettings) -> Node {
         ask_master: others.clone().recipient(),
         list_tasks: others.clone().recipient(),
         get_task: others.clone().recipient(),
+        await_tasks: others.clone().recipient(),
         cancel_task: others.clone().recipient(),
         retry_task: others.clone().recipient(),
         submit: others.clone().recipient(),
@@ -569,9 +580,9 @@ async fn every_refusal_is_an_error_object() {
         ("/v1/tasks", r#"{"job":"juggle"}"#, 400, "invalid_task"),
         (
             "/v1/tasks",
-            r#"{"job":"m","durable":true}"#,
-            501,
-            "not_implemented",
+            r#"{"job":"m","delay":"1s","not_before_ms":5}"#,
+            400,
+            "bad_request",
         ),
         (
             "/v1/tasks",
@@ -718,12 +729,12 @@ async fn ndjson_is_answered_line_by_line_in_order() {
     let node = alone().await;
     let id = task_id(1);
     let first = json!({"job": "multiply", "input": 1, "id": id});
-    let rest = "{\"job\":\"juggle\"}\n{\"job\":\"multiply\",\"durable\":true}\n";
+    let rest = "{\"job\":\"juggle\"}\n{\"job\":\"multiply\",\"delay\":\"9y\"}\n";
     let (status, lines) = node.lines(&format!("{first}\n\nnonsense\n{rest}")).await;
     assert_eq!((status, lines.len()), (200, 4));
     assert_eq!(lines[0], json!({"id": id, "state": "queued"}));
     let codes = lines[1..].iter().map(|line| &line["error"]["code"]);
-    let expected = ["bad_request", "invalid_task", "not_implemented"];
+    let expected = ["bad_request", "invalid_task", "bad_request"];
     assert_eq!(codes.collect::<Vec<_>>(), expected);
     assert!(lines[2]["error"]["id"].is_string());
 }

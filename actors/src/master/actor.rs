@@ -1,6 +1,10 @@
 //! MasterActor: between `Lead` and `StandDown` it hears workers, asks its reign what to do, and does and tells it.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+mod desk;
+mod recorder;
+mod say;
+
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,19 +19,16 @@ use tokio::sync::oneshot;
 use super::balancer::Balancer;
 use super::generator;
 use super::journal::{Journal, Replayed};
-use super::ledger::{Accepted, Committed, Full, State, Verdict, WorkerId};
+use super::ledger::{Verdict, WorkerId};
 use super::legacy::Legacy;
 use super::pulse::MasterPulse;
-pub use super::recorder::JournalSeed;
-use super::recorder::{Fate, Waiting};
-use super::reign::{Origin, Recovered, Reign};
+
+use super::reign::Reign;
 use super::roster::worker_of;
-use super::task::Change;
-use super::view::view;
+use super::waits::Waits;
 use super::{
-    AskMaster, CancelTask, ChangeError, GeneratorSettings, GetTask, HandOverTo, JournalSnapshot,
-    Lead, ListTasks, MasterReborn, MasterSettings, MasterSnapshot, RetryTask, StandDown,
-    Submission, Submit, SubmitError, Taken, TaskView,
+    AskMaster, Ended, GeneratorSettings, HandOverTo, JournalSnapshot, Lead, MasterReborn,
+    MasterSettings, MasterSnapshot, StandDown,
 };
 use crate::cluster::{Cluster, ClusterChanged, Fence, Identity, MemberRemoved};
 use crate::discovery::EpochSeen;
@@ -37,8 +38,11 @@ use crate::time::unix_ms;
 use crate::transport::{Inbound, Send, SendError};
 use crate::wire::{
     Acknowledge, Assign, Cancel, Envelope, Fenced, HandBack, HandOver, LedgerEntry, Message,
-    Outcome, Report, Started, TaskResult, TaskSpec, batches,
+    Report, Started, TaskResult, TaskSpec, batches,
 };
+
+pub use recorder::JournalSeed;
+use recorder::Waiting;
 
 /// MasterActor has a turn at least this often: the pulse that discovery watches.
 const TICK: Duration = Duration::from_millis(250);
@@ -77,29 +81,31 @@ pub struct MasterSeed {
 
 /// See the module page.
 pub struct MasterActor {
-    pub(super) seed: MasterSeed,
-    pub(super) reign: Option<Reign>,
+    seed: MasterSeed,
+    reign: Option<Reign>,
     /// The journal is being read for a reign under this epoch.
-    pub(super) loading: Option<Epoch>,
+    loading: Option<Epoch>,
     /// Who waits for a segment to be recorded, and who to hear that we lead.
-    pub(super) waiting: Vec<Waiting>,
-    pub(super) doubts: Vec<oneshot::Sender<Option<bool>>>,
-    pub(super) looking: bool,
+    waiting: Vec<Waiting>,
+    doubts: Vec<oneshot::Sender<Option<bool>>>,
+    looking: bool,
     /// When the registry's history was last dropped, and where it was then.
-    pub(super) compacted: Option<(Instant, i64)>,
-    pub(super) commits: u64,
-    pub(super) last_commit: Duration,
+    compacted: Option<(Instant, i64)>,
+    /// Who waits for tasks to finish.
+    waits: Waits<oneshot::Sender<Vec<Ended>>>,
+    commits: u64,
+    last_commit: Duration,
     /// Messages for a reign that others have heard of before us; bounded.
     early: VecDeque<(Epoch, WorkerId, Message)>,
-    pub(super) legacy: Legacy,
+    legacy: Legacy,
     /// What is to be acknowledged at the end of this turn; a worker with an empty list is answered all the same.
-    pub(super) acks: BTreeMap<NodeId, Vec<(AttemptId, Option<String>)>>,
+    acks: BTreeMap<NodeId, Vec<(AttemptId, Option<String>)>>,
     cluster: Option<Arc<Cluster>>,
     balancer: Balancer,
     rng: StdRng,
     wake: Option<(Instant, SpawnHandle)>,
     /// Why tasks wait, as last said: it is said once until it changes.
-    pub(super) said_waiting: Option<String>,
+    said_waiting: Option<String>,
     /// When the heir was last told, and whether there is news since.
     shadowed: Option<Instant>,
     shadow_due: bool,
@@ -118,6 +124,7 @@ impl MasterActor {
             doubts: Vec::new(),
             looking: false,
             compacted: None,
+            waits: Waits::default(),
             commits: 0,
             last_commit: Duration::ZERO,
             early: VecDeque::new(),
@@ -176,11 +183,12 @@ impl MasterActor {
 
     fn tick(&mut self, ctx: &mut Context<Self>) {
         self.seed.pulse.beat();
+        self.waits.retain(|whom| !whom.is_closed());
         self.turn(ctx);
     }
 
     /// Everything that is due: acknowledgements, new tasks, deadlines, the end of recovery, assignments, the shadow.
-    pub(super) fn turn(&mut self, ctx: &mut Context<Self>) {
+    fn turn(&mut self, ctx: &mut Context<Self>) {
         self.acknowledge();
         if self.acting().is_none() {
             return;
@@ -191,8 +199,25 @@ impl MasterActor {
         self.end_recovery(now);
         self.hand_out(ctx, now);
         self.record(ctx);
+        self.tell_ended();
         self.shadow(now);
         self.set_alarm(ctx, now);
+    }
+
+    /// Nobody is told anything by this reign any more.
+    fn forget_waits(&mut self) {
+        self.waits.clear();
+    }
+
+    /// Whoever waits for tasks that have finished is told.
+    fn tell_ended(&mut self) {
+        let Some(reign) = &mut self.reign else { return };
+        for task in reign.ledger.take_ended(!self.waits.is_empty()) {
+            for (whom, tasks) in self.waits.ended(&task) {
+                // Whoever asked may have gone.
+                whom.send(tasks).ok();
+            }
+        }
     }
 
     /// Between ticks: the next task or deadline is met to the millisecond.
@@ -281,76 +306,6 @@ impl MasterActor {
         );
     }
 
-    fn say_verdict(&mut self, attempt: AttemptId, verdict: &Verdict) {
-        let epoch = self.epoch();
-        let (task, attempt) = (attempt.task.to_string(), attempt.attempt.to_string());
-        match verdict {
-            Verdict::Requeued(why) => {
-                let level = self.level();
-                log::log!(target: "master", level, event = "task.requeued", task = task, attempt = attempt, reason = *why, epoch = epoch; "task queued again");
-            }
-            Verdict::Dead => {
-                log::warn!(target: "master", event = "task.dead", task = task, attempt = attempt, epoch = epoch; "its attempts are used up");
-            }
-            Verdict::Recorded | Verdict::Recording | Verdict::Repeated | Verdict::Refused(_) => {}
-        }
-    }
-
-    /// What became of a durable task, once it is recorded.
-    pub(super) fn say_committed(&mut self, committed: &Committed) {
-        let Some(reign) = &self.reign else { return };
-        let Some(task) = reign.ledger.get(committed.task) else {
-            return;
-        };
-        let attempt = task.tries().last().map(|t| t.attempt.to_string());
-        let attempt = attempt.unwrap_or_default();
-        let (id, job, epoch) = (
-            committed.task.to_string(),
-            task.spec.job.clone(),
-            self.epoch(),
-        );
-        let error = match &task.state {
-            State::Failed(why) | State::Dead(why) => why.to_string(),
-            _ => committed.why.to_owned(),
-        };
-        let ran = task
-            .tries()
-            .last()
-            .map_or(0, |t| t.finished_ms.saturating_sub(t.started_ms));
-        let executor = task.tries().last().map(|t| t.worker.id);
-        let output = match &task.state {
-            State::Done(output) => String::from_utf8_lossy(output).into_owned(),
-            _ => String::new(),
-        };
-        let executor = executor.map(|id| self.name_of(id)).unwrap_or_default();
-        let level = self.level();
-        let (id, attempt, epoch) = (id.as_str(), attempt.as_str(), epoch.as_str());
-        let (executor, error) = (executor.as_str(), error.as_str());
-        match &committed.change {
-            Change::Accept(_) => {
-                log::log!(target: "master", level, event = "task.created", task = id, job = job.as_str(), epoch = epoch; "task accepted")
-            }
-            Change::Finish(State::Done(_), _) => {
-                log::log!(target: "master", level, event = "task.finished", task = id, attempt = attempt, executor = executor, output = output.as_str(), duration_ms = ran, epoch = epoch; "task finished")
-            }
-            Change::Finish(State::Dead(_), _) => {
-                log::warn!(target: "master", event = "task.dead", task = id, attempt = attempt, reason = error, epoch = epoch; "no further attempt")
-            }
-            Change::Finish(State::Cancelled, _) => {
-                log::info!(target: "master", event = "task.cancelled", task = id, epoch = epoch; "task cancelled")
-            }
-            Change::Finish(..) => {
-                log::warn!(target: "master", event = "task.failed", task = id, attempt = attempt, executor = executor, reason = error, duration_ms = ran, epoch = epoch; "task failed")
-            }
-            Change::Requeue(_) => {
-                log::log!(target: "master", level, event = "task.requeued", task = id, attempt = attempt, reason = committed.why, epoch = epoch; "task queued again")
-            }
-            Change::Retry => {
-                log::info!(target: "master", event = "task.retried", task = id, epoch = epoch; "a dead task is given another chance")
-            }
-        }
-    }
-
     // --- recovery ------------------------------------------------------------------------------------------------
 
     fn end_recovery(&mut self, now: Instant) {
@@ -364,28 +319,6 @@ impl MasterActor {
         log::info!(target: "master", event = "master.recovered", epoch = reign.epoch.to_string(), adopted = reign.adopted, awaited = recovered.awaited.join(","), inherited = recovered.queued.len(); "the workers have reported");
         self.say_inherited(&recovered);
         self.shadow_due = true;
-    }
-
-    /// Each task that only the master before knew is named.
-    fn say_inherited(&mut self, recovered: &Recovered) {
-        let epoch = self.epoch();
-        for (task, leased) in &recovered.queued {
-            let what = if *leased {
-                "its attempt is with no worker that reported"
-            } else {
-                "it was only queued"
-            };
-            let (level, reason) = match &recovered.origin {
-                Origin::Own => (self.level(), format!("{what} here, under the epoch before")),
-                Origin::Handed(by) => (self.level(), format!("{what}; handed over by {by}")),
-                // Bounded by what a shadow holds.
-                Origin::Shadow(dead) => (
-                    log::Level::Warn,
-                    format!("{what} at the dead master {dead}"),
-                ),
-            };
-            log::log!(target: "master", level, event = "task.requeued", task = task.to_string(), reason = reason.as_str(), epoch = epoch.as_str(); "a task of the reign before is queued again");
-        }
     }
 
     fn reported(&mut self, worker: WorkerId, report: Report) {
@@ -430,18 +363,6 @@ impl MasterActor {
         if matched.more {
             ctx.run_later(Duration::from_millis(1), |act, ctx| act.turn(ctx));
         }
-    }
-
-    /// No worker is no error: it is said once, and the tasks wait.
-    fn say_waiting(&mut self, why: Option<String>) {
-        if self.said_waiting == why {
-            return;
-        }
-        let queued = self.reign.as_ref().map_or(0, |r| r.ledger.queued());
-        if let Some(why) = &why {
-            log::warn!(target: "master", event = "task.waiting", reason = why.as_str(), queued = queued; "tasks wait for a worker");
-        }
-        self.said_waiting = why;
     }
 
     fn assign(&mut self, to: NodeId, assign: Assign, ctx: &mut Context<Self>) {
@@ -641,28 +562,6 @@ impl MasterActor {
         }
     }
 
-    fn say_result(&mut self, executor: &str, result: &TaskResult, verdict: &Verdict, epoch: &str) {
-        let task = result.attempt.task.to_string();
-        let attempt = result.attempt.attempt.to_string();
-        let duration = result.finished_ms.saturating_sub(result.started_ms);
-        match (verdict, &result.outcome) {
-            (Verdict::Recorded, Outcome::Done(output)) => {
-                let level = self.level();
-                let output = String::from_utf8_lossy(output);
-                log::log!(target: "master", level, event = "task.finished", task = task, attempt = attempt, executor = executor, output = &*output, started = crate::time::rfc3339(result.started_ms), finished = crate::time::rfc3339(result.finished_ms), duration_ms = duration, epoch = epoch; "task finished");
-            }
-            (Verdict::Recorded, outcome) => {
-                log::warn!(target: "master", event = "task.failed", task = task, attempt = attempt, executor = executor, reason:debug = outcome, duration_ms = duration, epoch = epoch; "task failed");
-            }
-            // It was stopped because it ran in vain.
-            (Verdict::Refused(_), Outcome::Cancelled) => {}
-            (Verdict::Refused(why), _) => {
-                log::warn!(target: "master", event = "task.refused", task = task, attempt = attempt, executor = executor, reason = *why, epoch = epoch; "a result is refused");
-            }
-            (other, _) => self.say_verdict(result.attempt, other),
-        }
-    }
-
     fn handed_back(&mut self, back: HandBack) {
         let now = now();
         let Some(reign) = &mut self.reign else { return };
@@ -717,7 +616,7 @@ impl MasterActor {
     }
 
     /// The journal is read: the reign begins.
-    pub(super) fn begin(&mut self, epoch: Epoch, mut replayed: Replayed, ctx: &mut Context<Self>) {
+    fn begin(&mut self, epoch: Epoch, mut replayed: Replayed, ctx: &mut Context<Self>) {
         let now = now();
         let generator = self.seed.generator.clone();
         let seed = &self.seed.journal;
@@ -727,6 +626,7 @@ impl MasterActor {
         let will = self.legacy.take(epoch);
         // Whoever waits for a segment of the reign before is told that nobody knows.
         self.waiting.clear();
+        self.waits.clear();
         if let Some(before) = self.reign.take() {
             self.legacy.led(before.epoch);
             reign.succeed(before);
@@ -752,7 +652,7 @@ impl MasterActor {
 }
 
 /// The runtime's clock, so that a paused or a simulated one is obeyed.
-pub(super) fn now() -> Instant {
+fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
@@ -796,6 +696,7 @@ impl Handler<StandDown> for MasterActor {
     fn handle(&mut self, msg: StandDown, _: &mut Self::Context) {
         self.loading = None;
         self.waiting.clear();
+        self.waits.clear();
         if let Some(reign) = self.reign.take() {
             self.legacy.led(reign.epoch);
             let open = reign.ledger.open() + reign.inherited();
@@ -890,283 +791,6 @@ impl Handler<Inbound> for MasterActor {
             self.hear(msg.from, worker, envelope);
         }
         self.turn(ctx);
-    }
-}
-
-impl Handler<Submit> for MasterActor {
-    type Result = ResponseActFuture<Self, Vec<Result<Taken, SubmitError>>>;
-
-    fn handle(&mut self, msg: Submit, ctx: &mut Self::Context) -> Self::Result {
-        let mut proposed = BTreeSet::new();
-        let answers: Vec<_> = msg
-            .0
-            .into_iter()
-            .map(|s| self.submit(s, &mut proposed))
-            .collect();
-        // Into segments, so that it is known which; on their way at the end of this turn.
-        if let Some(reign) = self.reign.as_mut().filter(|_| !proposed.is_empty()) {
-            reign.write(now());
-        }
-        let waits = self.segments_of(&proposed);
-        self.turn(ctx);
-        if waits.is_empty() {
-            return Box::pin(actix::fut::ready(answers));
-        }
-        let within = self.seed.settings.commit_timeout;
-        let settled = async move {
-            let deadline = tokio::time::Instant::now() + within;
-            let mut fates = BTreeMap::new();
-            for (told, tasks) in waits {
-                let fate = match tokio::time::timeout_at(deadline, told).await {
-                    Ok(Ok(Fate::Recorded)) => None,
-                    Ok(Ok(Fate::NotRecorded(why))) => Some(SubmitError::NotRecorded(why)),
-                    Ok(Err(_)) | Err(_) => Some(SubmitError::Unknown),
-                };
-                fates.extend(tasks.into_iter().map(|task| (task, fate.clone())));
-            }
-            let settle = |answer: Result<Taken, SubmitError>| {
-                let taken = answer?;
-                match fates.get(&taken.id).cloned().flatten() {
-                    Some(error) => Err(error),
-                    None => Ok(taken),
-                }
-            };
-            answers.into_iter().map(settle).collect()
-        };
-        Box::pin(settled.into_actor(self))
-    }
-}
-
-/// Segments that are waited for, with the tasks in each.
-type Waits = Vec<(oneshot::Receiver<Fate>, Vec<TaskId>)>;
-
-impl MasterActor {
-    fn submit(
-        &mut self,
-        submission: Submission,
-        proposed: &mut BTreeSet<TaskId>,
-    ) -> Result<Taken, SubmitError> {
-        if self.acting().is_none() {
-            return Err(SubmitError::NotMaster);
-        }
-        submission.check()?;
-        let (created_ms, now) = (unix_ms(), now());
-        let id = submission
-            .id
-            .unwrap_or_else(|| TaskId::new(created_ms, &mut self.rng));
-        let defaults = &self.seed.settings;
-        let spec = TaskSpec {
-            id,
-            job: submission.job.as_str().into(),
-            input: submission.input,
-            meta: submission.meta,
-            durable: submission.durable,
-            timeout_ms: millis(submission.timeout.unwrap_or(defaults.task_timeout)),
-            max_attempts: submission.max_attempts.unwrap_or(defaults.max_attempts),
-            priority: submission.priority,
-            require: submission.require,
-            created_ms,
-            not_before_ms: submission.not_before_ms,
-        };
-        let Some(reign) = &mut self.reign else {
-            return Err(SubmitError::NotMaster);
-        };
-        let known = reign.ledger.get(id).map(|task| task.state.as_str());
-        if let Some(state) = known {
-            return Ok(Taken { id, state });
-        }
-        if spec.durable && reign.journal.is_stalled(now) {
-            let why = "the registry does not answer, or refuses to record";
-            return Err(SubmitError::NotRecorded(why.to_owned()));
-        }
-        let wait = Duration::from_millis(spec.not_before_ms.saturating_sub(created_ms));
-        let job = spec.job.clone();
-        let accepted = reign.ledger.accept(spec, wait, created_ms, now);
-        let busy = |queued: usize| SubmitError::Busy {
-            queued,
-            retry_after_s: 1,
-        };
-        match accepted {
-            Ok(Accepted::New) => {
-                self.shadow_due = true;
-                let (level, epoch) = (self.level(), self.epoch());
-                log::log!(target: "master", level, event = "task.created", task = id.to_string(), job = job.as_str(), epoch = epoch; "task accepted");
-            }
-            Ok(Accepted::Known) => {}
-            Ok(Accepted::Proposed) => drop(proposed.insert(id)),
-            Ok(Accepted::Forgotten(fate)) => {
-                return Ok(Taken {
-                    id,
-                    state: fate.as_str(),
-                });
-            }
-            Err(Full::Count(queued)) => return Err(busy(queued)),
-            Err(Full::Bytes(_)) => return Err(busy(reign.ledger.queued())),
-            Err(Full::Expired(floor_ms)) => {
-                return Err(SubmitError::Expired {
-                    floor: crate::time::rfc3339(floor_ms),
-                });
-            }
-        }
-        Ok(Taken {
-            id,
-            state: "queued",
-        })
-    }
-
-    /// The segments that the changes of these tasks go with.
-    fn segments_of(&mut self, tasks: &BTreeSet<TaskId>) -> Waits {
-        let Some(reign) = &self.reign else {
-            return Vec::new();
-        };
-        let mut segments: BTreeMap<u64, Vec<TaskId>> = BTreeMap::new();
-        for (n, task) in reign.journal.segments_of(tasks) {
-            segments.entry(n).or_default().push(task);
-        }
-        segments
-            .into_iter()
-            .map(|(n, tasks)| (self.wait_for(n), tasks))
-            .collect()
-    }
-
-    /// A change that somebody asked for: answered with the task as it stands then, once that is recorded.
-    fn changed(
-        &mut self,
-        id: TaskId,
-        done: Result<(), ChangeError>,
-        ctx: &mut Context<Self>,
-    ) -> ResponseActFuture<Self, Result<TaskView, ChangeError>> {
-        if let Err(error) = done {
-            return Box::pin(actix::fut::ready(Err(error)));
-        }
-        if let Some(reign) = &mut self.reign {
-            reign.write(now());
-        }
-        let waits = self.segments_of(&BTreeSet::from([id]));
-        self.shadow_due = true;
-        self.turn(ctx);
-        let within = self.seed.settings.commit_timeout;
-        let settled = async move {
-            for (told, _) in waits {
-                match tokio::time::timeout(within, told).await {
-                    Ok(Ok(Fate::Recorded)) => {}
-                    Ok(Ok(Fate::NotRecorded(why))) => return Err(ChangeError::NotRecorded(why)),
-                    Ok(Err(_)) | Err(_) => return Err(ChangeError::Unknown),
-                }
-            }
-            Ok(())
-        };
-        Box::pin(settled.into_actor(self).map(move |settled, act, _| {
-            settled?;
-            act.view_of(id).ok_or(ChangeError::Missing(id))
-        }))
-    }
-
-    fn view_of(&self, id: TaskId) -> Option<TaskView> {
-        let task = self.reign.as_ref()?.ledger.get(id)?;
-        Some(view(
-            task,
-            self.cluster.as_deref(),
-            self.seed.settings.idempotency,
-        ))
-    }
-
-    fn state_of(&self, id: TaskId) -> Option<&'static str> {
-        Some(self.reign.as_ref()?.ledger.get(id)?.state.as_str())
-    }
-
-    /// Whether anything may be said of tasks at all: not while it is being found out which there are.
-    fn knows(&self) -> bool {
-        self.reign.is_some() && self.loading.is_none()
-    }
-}
-
-impl Handler<CancelTask> for MasterActor {
-    type Result = ResponseActFuture<Self, Result<TaskView, ChangeError>>;
-
-    fn handle(&mut self, msg: CancelTask, ctx: &mut Self::Context) -> Self::Result {
-        let id = msg.0;
-        let state = self.state_of(id);
-        let Some(reign) = self.acting() else {
-            return Box::pin(actix::fut::ready(Err(ChangeError::NotMaster)));
-        };
-        let done = match (reign.ledger.cancel(id, unix_ms(), now()), state) {
-            // Asked for twice, it is done once.
-            (Err(_), Some("cancelled")) => Ok(None),
-            (Err(why), Some(state)) => Err(ChangeError::Conflict { state, why }),
-            (Err(_), None) => Err(ChangeError::Missing(id)),
-            (Ok(running), _) => Ok(running),
-        };
-        if let Ok(Some((attempt, worker))) = &done {
-            self.cancel(worker.id, vec![*attempt], "somebody cancelled it");
-        }
-        self.changed(id, done.map(drop), ctx)
-    }
-}
-
-impl Handler<RetryTask> for MasterActor {
-    type Result = ResponseActFuture<Self, Result<TaskView, ChangeError>>;
-
-    fn handle(&mut self, msg: RetryTask, ctx: &mut Self::Context) -> Self::Result {
-        let id = msg.0;
-        let state = self.state_of(id);
-        let Some(reign) = self.acting() else {
-            return Box::pin(actix::fut::ready(Err(ChangeError::NotMaster)));
-        };
-        let done = reign.ledger.retry(id, now()).map_err(|why| match state {
-            Some(state) => ChangeError::Conflict { state, why },
-            None => ChangeError::Missing(id),
-        });
-        self.changed(id, done, ctx)
-    }
-}
-
-impl Handler<ListTasks> for MasterActor {
-    type Result = ResponseActFuture<Self, Option<Vec<TaskView>>>;
-
-    fn handle(&mut self, msg: ListTasks, ctx: &mut Self::Context) -> Self::Result {
-        let sure = self.confirm(ctx);
-        Box::pin(sure.into_actor(self).map(move |sure, act, _| {
-            let stale = !leads(sure)?;
-            let reign = act.reign.as_ref().filter(|_| act.knows())?;
-            let fits = |task: &super::ledger::Task| {
-                msg.state.as_ref().is_none_or(|s| task.state.as_str() == s)
-                    && msg.job.as_ref().is_none_or(|j| *task.spec.job == **j)
-            };
-            let tasks = reign.ledger.newest_first(msg.after, msg.limit, fits);
-            let cluster = act.cluster.as_deref();
-            let window = act.seed.settings.idempotency;
-            let tasks = tasks.into_iter().map(|t| TaskView {
-                stale,
-                ..view(t, cluster, window)
-            });
-            Some(tasks.collect())
-        }))
-    }
-}
-
-impl Handler<GetTask> for MasterActor {
-    type Result = ResponseActFuture<Self, Option<Option<TaskView>>>;
-
-    fn handle(&mut self, msg: GetTask, ctx: &mut Self::Context) -> Self::Result {
-        let sure = self.confirm(ctx);
-        Box::pin(sure.into_actor(self).map(move |sure, act, _| {
-            let stale = !leads(sure)?;
-            if !act.knows() {
-                return None;
-            }
-            let task = act.view_of(msg.0);
-            Some(task.map(|task| TaskView { stale, ..task }))
-        }))
-    }
-}
-
-/// Whether a read is of a master that surely led; `None` when it surely does not.
-fn leads(sure: Result<Option<bool>, oneshot::error::RecvError>) -> Option<bool> {
-    match sure {
-        Ok(Some(true)) => Some(true),
-        Ok(None) => Some(false),
-        Ok(Some(false)) | Err(_) => None,
     }
 }
 

@@ -15,17 +15,24 @@
 //! when that is committed ([`Ledger::committed`]): until then nobody sees it, and no attempt goes out. An ephemeral task knows
 //! no such wait.
 
+mod handing;
+mod reading;
+mod wishes;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+
+use super::Ended;
 use super::lines::Lines;
 pub use super::lines::Needs;
-use super::record::{Record, Snapshot, TryRecord};
+use super::record::{Record, TryRecord};
 pub use super::task::Fate;
 use super::task::{Change, FAR, Pending};
 pub use super::task::{Ending, MAX_TRIES, Place, Refusal, State, Task, Try, WorkerId};
 use crate::id::{Attempt, AttemptId, Epoch, NodeId, TaskId};
-use crate::wire::{Assignment, LedgerEntry, Outcome, TaskResult, TaskSpec};
+use crate::wire::{Assignment, Outcome, TaskResult, TaskSpec};
 
 /// The master's own deadline of an attempt is this much later than the worker's, which tells more.
 pub(super) const GRACE: Duration = Duration::from_secs(5);
@@ -150,6 +157,9 @@ pub struct Ledger {
     ids: BTreeMap<TaskId, Fate>,
     /// Ids made before this unix ms are not remembered.
     floor_ms: u64,
+    /// Finished since somebody last asked, while anybody waits at all.
+    ended: Vec<Ended>,
+    watched: bool,
 }
 
 impl Ledger {
@@ -175,6 +185,8 @@ impl Ledger {
             durable_bytes: 0,
             ids: BTreeMap::new(),
             floor_ms: 0,
+            ended: Vec::new(),
+            watched: false,
         }
     }
 
@@ -573,6 +585,9 @@ impl Ledger {
             self.durable_bytes += durable_weight(task);
             self.open -= 1;
             self.open_ephemeral -= usize::from(!task.spec.durable);
+            if self.watched {
+                self.ended.push(ended(task));
+            }
             if dead {
                 self.dead.push_back(id);
             } else {
@@ -678,81 +693,23 @@ impl Ledger {
         }
     }
 
-    // --- people's wishes -----------------------------------------------------------------------------------------
-
-    /// Cancels what is queued or with a worker. Answers the attempt that is to be stopped, if one runs.
-    pub fn cancel(
-        &mut self,
-        id: TaskId,
-        at_ms: u64,
-        now: Instant,
-    ) -> Result<Option<(AttemptId, WorkerId)>, &'static str> {
-        let task = self.tasks.get(&id).filter(|t| !t.is_proposed());
-        let task = task.ok_or("no such task")?;
-        if !task.state.is_open() {
-            return Err("it is already finished");
-        }
-        if task.pending().is_some() {
-            return Err("how its last attempt ended is being recorded");
-        }
-        let running = self.holder(id);
-        if running.is_some() {
-            if let Some(last) = self
-                .tasks
-                .get_mut(&id)
-                .and_then(|t| t.history().tries.last_mut())
-            {
-                last.ending = Ending::Cancelled;
-            }
-            self.end_lease(id);
-        } else {
-            // Not in the queue any more, whatever the journal will say.
-            self.unqueue(id, State::Queued);
-        }
-        let cancel = Pending {
-            change: Change::Finish(State::Cancelled, at_ms),
-            answers: None,
-            why: "somebody cancelled it",
-        };
-        self.settle(id, cancel, now);
-        Ok(running)
+    /// Tasks that were finished since the last call, if they were to be watched; and whether they are from now on.
+    pub fn take_ended(&mut self, watched: bool) -> Vec<Ended> {
+        self.watched = watched;
+        std::mem::take(&mut self.ended)
     }
 
-    /// Gives a dead task another chance: its attempts count from zero.
-    pub fn retry(&mut self, id: TaskId, now: Instant) -> Result<(), &'static str> {
-        let task = self.tasks.get(&id).ok_or("no such task")?;
-        if !matches!(task.state, State::Dead(_)) {
-            return Err(
-                "only a dead task can be tried again: a result is immutable, and what is open is tried anyway",
-            );
+    /// How a task ended; `None` while it has not.
+    pub fn ending(&self, id: TaskId) -> Option<Ended> {
+        match self.get(id) {
+            Some(task) => (!task.state.is_open()).then(|| ended(task)),
+            None => self.forgotten(id).map(|fate| Ended {
+                id,
+                state: fate.as_str(),
+                output: None,
+                error: None,
+            }),
         }
-        if task.pending().is_some() {
-            return Ok(());
-        }
-        let retry = Pending {
-            change: Change::Retry,
-            answers: None,
-            why: "somebody gave it another chance",
-        };
-        self.settle(id, retry, now);
-        Ok(())
-    }
-
-    fn revive(&mut self, id: TaskId, now: Instant) {
-        self.dead.retain(|dead| *dead != id);
-        if let Some(task) = self.tasks.get_mut(&id) {
-            self.durable_bytes -= durable_weight(task);
-            task.state = State::Queued;
-            let history = task.history();
-            (history.finished_ms, history.finished_at) = (0, None);
-            for t in &mut history.tries {
-                (t.spent, t.blamed) = (false, false);
-            }
-            self.durable_bytes += durable_weight(task);
-            self.open += 1;
-            self.open_ephemeral += usize::from(!task.spec.durable);
-        }
-        self.enqueue(id, Duration::ZERO, now);
     }
 
     // --- losing and finding --------------------------------------------------------------------------------------
@@ -964,255 +921,19 @@ impl Ledger {
         };
         self.lose(attempt, loss, at_ms, now)
     }
+}
 
-    // --- handing on ----------------------------------------------------------------------------------------------
-
-    /// Open ephemeral tasks, to be handed over or shadowed, at most `limit`, and how many there are beyond. Those that wait
-    /// come first: what is with a worker, the worker reports.
-    pub fn entries(&self, limit: usize) -> (Vec<LedgerEntry>, usize) {
-        let waiting = self.lines.some().filter(|id| in_line(&self.tasks, *id));
-        let leased = self.leased.values().flatten().copied();
-        let all = waiting.chain(self.later.values().copied()).chain(leased);
-        let mut seen = BTreeSet::new();
-        let ephemeral = all.filter_map(|id| self.tasks.get(&id).filter(|t| !t.spec.durable));
-        let entries: Vec<LedgerEntry> = ephemeral
-            .filter(|t| seen.insert(t.spec.id))
-            .take(limit)
-            .map(|t| entry(t))
-            .collect();
-        let beyond = self.open_ephemeral.saturating_sub(entries.len());
-        (entries, beyond)
-    }
-
-    /// For the reign after this one on the same node: open ephemeral tasks are taken out, finished ones stay; durable ones are
-    /// read from the journal again.
-    pub fn take_open(&mut self) -> (Vec<LedgerEntry>, Self) {
-        let (entries, _) = self.entries(usize::MAX);
-        let mut rest = Self::new(self.settings.clone());
-        let finished = std::mem::take(&mut self.finished).into_iter();
-        let dead = std::mem::take(&mut self.dead);
-        for id in finished.chain(dead) {
-            if let Some(mut task) = self.tasks.remove(&id).filter(|t| !t.spec.durable) {
-                task.line = rest.lines.join(&task.spec.job, &task.spec.require);
-                if matches!(task.state, State::Dead(_)) {
-                    rest.dead.push_back(id);
-                } else {
-                    rest.finished_bytes += task.weight();
-                    rest.finished.push_back(id);
-                }
-                rest.tasks.insert(id, task);
-            }
-        }
-        rest.seq = self.seq;
-        (entries, rest)
-    }
-
-    /// A task of a ledger that was handed over, or of a dead master's shadow, which nobody reported: queued, keeping its
-    /// attempts, so that numbers only rise. `wait` is how long it must not be handed out; `reign` is the epoch of this ledger.
-    pub fn inherit(
-        &mut self,
-        entry: LedgerEntry,
-        wait: Duration,
-        reign: Epoch,
-        now: Instant,
-    ) -> bool {
-        let usable = |(id, ..): &(AttemptId, NodeId, crate::id::Incarnation)| {
-            id.attempt.n < u32::MAX && id.attempt.epoch <= reign
-        };
-        let known = self.tasks.contains_key(&entry.spec.id) || entry.spec.durable;
-        if known || !entry.attempts.iter().all(usable) {
-            return false;
-        }
-        let id = self.insert(entry.spec);
-        if let Some(task) = self
-            .tasks
-            .get_mut(&id)
-            .filter(|_| !entry.attempts.is_empty())
-        {
-            for (attempt, worker, incarnation) in entry.attempts {
-                let worker = WorkerId {
-                    id: worker,
-                    incarnation,
-                };
-                task.begin(attempt.attempt, worker, 0);
-            }
-            // How each ended is not handed on: none is blamed.
-            let tries = &mut task.history().tries;
-            for past in tries.iter_mut() {
-                past.ending = Ending::Returned;
-                past.spent = false;
-            }
-            if let Some(last) = tries.last_mut().filter(|_| entry.leased) {
-                last.ending = Ending::Lost;
-                last.spent = true;
-            }
-        }
-        self.enqueue(id, wait, now);
-        true
-    }
-
-    /// A task as the journal has it. What is open is kept aside until [`Ledger::release`]: a worker may report it.
-    pub fn restore(&mut self, snapshot: Snapshot, unix_ms: u64, now: Instant) {
-        let id = snapshot.spec.id;
-        if self.tasks.contains_key(&id) {
-            return;
-        }
-        self.insert(snapshot.spec);
-        let Some(task) = self.tasks.get_mut(&id) else {
-            return;
-        };
-        if !snapshot.tries.is_empty() || !snapshot.refused.is_empty() {
-            let history = task.history();
-            history.tries = snapshot.tries.iter().map(Try::from).collect();
-            history.refused = snapshot
-                .refused
-                .into_iter()
-                .map(|(attempt, worker, why)| Refusal {
-                    attempt,
-                    worker,
-                    why: why.into(),
-                })
-                .collect();
-        }
-        let state = State::from(&snapshot.answer);
-        if state.is_open() {
-            task.held = true;
-            self.held.insert(id);
-        } else {
-            let ago = Duration::from_millis(unix_ms.saturating_sub(snapshot.finished_ms));
-            let at = now.checked_sub(ago).unwrap_or(now);
-            self.finish(id, state, snapshot.finished_ms, at);
-        }
-    }
-
-    /// Ids that were finished and forgotten, and since when such are remembered.
-    pub fn restore_ids(&mut self, ids: impl IntoIterator<Item = (TaskId, Fate)>, floor_ms: u64) {
-        self.floor_ms = self.floor_ms.max(floor_ms);
-        let floor = self.floor_ms;
-        self.ids
-            .extend(ids.into_iter().filter(|(id, _)| made_ms(*id) >= floor));
-    }
-
-    /// The workers have reported: what is still kept aside is queued. Answers which, and whether each was handed out before.
-    pub fn release(&mut self, unix_ms: u64, now: Instant) -> Vec<(TaskId, bool)> {
-        let mut released = Vec::new();
-        for id in std::mem::take(&mut self.held) {
-            if let Some(task) = self.tasks.get_mut(&id) {
-                task.held = false;
-                let wait = task.spec.not_before_ms.saturating_sub(unix_ms);
-                released.push((id, !task.tries().is_empty()));
-                self.enqueue(id, Duration::from_millis(wait), now);
-            }
-        }
-        released
-    }
-
-    // --- for the journal -----------------------------------------------------------------------------------------
-
-    /// What of this task must be copied forward when the segment that holds it is deleted: all of it as it stands or is about
-    /// to stand, or that its id was used, or nothing.
-    pub fn copy_forward(&self, id: TaskId) -> Option<Record> {
-        let Some(task) = self.tasks.get(&id).filter(|t| t.spec.durable) else {
-            let fate = self.ids.get(&id)?;
-            return Some(Record::Ids(vec![(id, *fate)]));
-        };
-        let mut snapshot = Snapshot::of(task, &task.state, task.finished_ms());
-        match task.pending().map(|p| &p.change) {
-            Some(Change::Finish(state, at_ms)) => snapshot = Snapshot::of(task, state, *at_ms),
-            Some(Change::Retry) => snapshot.retried(),
-            // Its record is not in any segment yet.
-            Some(Change::Accept(_)) => return None,
-            Some(Change::Requeue(_)) | None => {}
-        }
-        Some(Record::Snapshot(Box::new(snapshot)))
-    }
-
-    /// Bytes that the journal cannot do without, about.
-    pub fn durable_bytes(&self) -> usize {
-        self.durable_bytes + 20 * self.ids.len()
-    }
-
-    /// Ids made before this unix ms are not remembered.
-    pub fn floor_ms(&self) -> u64 {
-        self.floor_ms
-    }
-
-    // --- reading -------------------------------------------------------------------------------------------------
-
-    /// One task, once it is accepted.
-    pub fn get(&self, id: TaskId) -> Option<&Task> {
-        self.tasks
-            .get(&id)
-            .map(|t| &**t)
-            .filter(|t| !t.is_proposed())
-    }
-
-    /// How a task ended whose receipt is gone.
-    pub fn forgotten(&self, id: TaskId) -> Option<Fate> {
-        self.ids.get(&id).copied()
-    }
-
-    /// Newest first, below `after`, at most `limit` of those that fit. Walks over all tasks.
-    pub fn newest_first(
-        &self,
-        after: Option<TaskId>,
-        limit: usize,
-        fits: impl Fn(&Task) -> bool,
-    ) -> Vec<&Task> {
-        let mut newest: BTreeSet<TaskId> = BTreeSet::new();
-        for (id, task) in &self.tasks {
-            let below = after.is_none_or(|after| *id < after);
-            let small = newest.len() >= limit && newest.first().is_some_and(|first| id < first);
-            if below && !small && !task.is_proposed() && fits(task) {
-                newest.insert(*id);
-                if newest.len() > limit {
-                    newest.pop_first();
-                }
-            }
-        }
-        newest.iter().rev().filter_map(|id| self.get(*id)).collect()
-    }
-
-    /// Waiting for a worker, or to be accepted.
-    pub fn queued(&self) -> usize {
-        self.lines.waiting() + self.later.len() + self.proposed + self.held.len()
-    }
-
-    /// Queued or with a worker.
-    pub fn open(&self) -> usize {
-        self.open
-    }
-
-    /// With a worker.
-    pub fn outstanding(&self) -> BTreeMap<WorkerId, usize> {
-        self.leased.iter().map(|(w, t)| (*w, t.len())).collect()
-    }
-
-    /// Tasks by state. Walks over what is finished, never over the queue.
-    pub fn counts(&self) -> BTreeMap<String, u64> {
-        let mut counts: BTreeMap<String, u64> = BTreeMap::new();
-        let queued = self.queued();
-        let leased = self.open.saturating_sub(queued);
-        for (state, n) in [
-            (State::Queued.as_str(), queued),
-            (State::Leased.as_str(), leased),
-            ("dead", self.dead.len()),
-        ] {
-            if n > 0 {
-                counts.insert(state.to_owned(), n as u64);
-            }
-        }
-        for task in self.finished.iter().filter_map(|id| self.tasks.get(id)) {
-            *counts.entry(task.state.as_str().to_owned()).or_default() += 1;
-        }
-        counts
-    }
-
-    /// When something is due by itself: a deadline, or a task that waits for its time.
-    pub fn next_due(&self) -> Option<Instant> {
-        let deadline = self.deadlines.first().map(|(at, _)| *at);
-        let later = self.later.first_key_value().map(|((at, _), _)| *at);
-        deadline.into_iter().chain(later).min()
+fn ended(task: &Task) -> Ended {
+    let (output, error) = match &task.state {
+        State::Done(output) => (Some(Bytes::copy_from_slice(output)), None),
+        State::Failed(why) | State::Dead(why) => (None, Some(why.to_string())),
+        State::Queued | State::Leased | State::Cancelled => (None, None),
+    };
+    Ended {
+        id: task.spec.id,
+        state: task.state.as_str(),
+        output,
+        error,
     }
 }
 
@@ -1277,23 +998,6 @@ fn unfit(task: &Task, token: Attempt, from: NodeId) -> Option<&'static str> {
         }
         Some(last) if last.attempt > token => Some("a newer attempt superseded it"),
         _ => Some("this master did not hand it out"),
-    }
-}
-
-fn entry(task: &Task) -> LedgerEntry {
-    let id = task.spec.id;
-    let attempt = |t: &Try| {
-        let attempt = t.attempt;
-        (
-            AttemptId { task: id, attempt },
-            t.worker.id,
-            t.worker.incarnation,
-        )
-    };
-    LedgerEntry {
-        spec: task.spec.clone(),
-        attempts: task.tries().iter().map(attempt).collect(),
-        leased: task.state == State::Leased,
     }
 }
 

@@ -16,11 +16,11 @@ pub mod legacy;
 pub mod lines;
 pub mod pulse;
 pub mod record;
-mod recorder;
 pub mod reign;
 pub mod roster;
 mod task;
 pub mod view;
+pub mod waits;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -260,6 +260,24 @@ pub struct Taken {
     pub id: TaskId,
     /// `queued`, `leased`, `done`, `failed`, `dead` or `cancelled`.
     pub state: &'static str,
+}
+
+/// Wait until all of these are finished. `None`: this node does not lead (any more). Whoever drops the future waits no more.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "Option<Vec<Ended>>")]
+pub struct AwaitTasks(pub Vec<TaskId>);
+
+/// How a task ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Identity.
+    pub id: TaskId,
+    /// `done`, `failed`, `dead` or `cancelled`.
+    pub state: &'static str,
+    /// JSON, when it is done and its receipt is kept.
+    pub output: Option<Bytes>,
+    /// Why it is not done.
+    pub error: Option<String>,
 }
 
 /// Cancel a task that is not finished: a running attempt is stopped.

@@ -1,4 +1,4 @@
-//! What MasterActor does with the registry: reads the journal at the start of a reign, sends segments, confirms its epoch for those
+//! ▶ What MasterActor does with the registry: reads the journal at the start of a reign, sends segments, confirms its epoch for those
 //! who read. Decides nothing: the journal and the ledger do.
 
 use std::sync::Arc;
@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use actix::{ActorFutureExt, AsyncContext, Context, WrapFuture};
 use tokio::sync::oneshot;
 
-use super::actor::{MasterActor, now};
-use super::journal::{self, Flight, Replayed};
-use super::ledger::Committed;
+use super::{MasterActor, now};
 use crate::discovery::EpochSeen;
 use crate::id::{Epoch, Generation};
+use crate::master::journal::{self, Flight, Replayed};
+use crate::master::ledger::Committed;
 use crate::registry::{Backend, Compare, Op, RegistryError, Txn};
 
 /// After a refusal (a full registry) nothing is sent for this long.
@@ -209,6 +209,7 @@ impl MasterActor {
         log::warn!(target: "master", event = "master.fenced", epoch = epoch.to_string(), reason = found.map_or_else(|| "the master key is gone".to_owned(), |r| format!("the master key is at revision {r}")).as_str(), segments = numbers.len(); "a commit was fenced: this node leads no more");
         self.legacy.led(epoch);
         self.waiting.clear();
+        self.forget_waits();
         let generation = Generation(epoch.generation.0);
         if let Some(revision) = found.filter(|r| *r > epoch.revision) {
             let seen = Epoch {
