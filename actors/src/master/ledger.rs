@@ -729,7 +729,13 @@ impl Ledger {
                 .get(&a.task)
                 .is_some_and(|t| t.kills() >= SUSPECT)
         };
-        let executing: BTreeSet<AttemptId> = lost.iter().filter(|a| began(a)).copied().collect();
+        let began: BTreeSet<AttemptId> = lost.iter().filter(|a| began(a)).copied().collect();
+        // A job may kill its worker before anybody was told that it began: then it is one of all that were there.
+        let executing: BTreeSet<AttemptId> = if began.is_empty() {
+            lost.iter().copied().collect()
+        } else {
+            began.clone()
+        };
         let suspects: BTreeSet<AttemptId> =
             executing.iter().filter(|a| suspect(a)).copied().collect();
         let blamed = if suspects.is_empty() {
@@ -739,7 +745,7 @@ impl Ledger {
         };
         // The loss of a worker is not the task's fault: no back-off, and it does not count towards its attempts.
         let loss = |attempt: &AttemptId| Loss {
-            ending: if executing.contains(attempt) {
+            ending: if began.contains(attempt) {
                 Ending::Lost
             } else {
                 Ending::Returned
