@@ -262,6 +262,14 @@ impl Ledger {
         self.proposed -= 1;
         self.queued_bytes -= task.spec.input.len();
         self.open -= 1;
+        if self.watched {
+            self.ended.push(Ended {
+                id,
+                state: "forgotten",
+                output: None,
+                error: None,
+            });
+        }
         self.drop_task(id);
     }
 
@@ -699,13 +707,13 @@ impl Ledger {
         std::mem::take(&mut self.ended)
     }
 
-    /// How a task ended; `None` while it has not.
+    /// How a task ended; `None` while it has not. Of what is not known it is only known that it is not open.
     pub fn ending(&self, id: TaskId) -> Option<Ended> {
-        match self.get(id) {
+        match self.tasks.get(&id) {
             Some(task) => (!task.state.is_open()).then(|| ended(task)),
-            None => self.forgotten(id).map(|fate| Ended {
+            None => Some(Ended {
                 id,
-                state: fate.as_str(),
+                state: self.forgotten(id).map_or("forgotten", Fate::as_str),
                 output: None,
                 error: None,
             }),

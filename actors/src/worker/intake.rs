@@ -235,7 +235,8 @@ impl Desk {
         };
         self.window = wanted;
         let mut back = Vec::new();
-        while self.waiting() > self.window.max(1) {
+        let soon = self.capacity.saturating_sub(self.executing);
+        while self.waiting() > self.window.max(1) + soon {
             let Some(last) = self.waiting.pop_back() else {
                 break;
             };
