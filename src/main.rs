@@ -17,6 +17,9 @@ use troupe_actors::events::EventLog;
 use crate::cli::{Cli, Command, ConfigCommand, RegistryCommand, RunArgs};
 use crate::config::{Config, Told};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Records kept for `/v1/events` and `/v1/logs`.
 const EVENTS_KEPT: usize = 10_000;
 /// The configuration is wrong.

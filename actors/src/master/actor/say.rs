@@ -10,6 +10,15 @@ use crate::wire::{Outcome, TaskResult};
 impl MasterActor {
     /// What became of a durable task, once it is recorded.
     pub(super) fn say_committed(&mut self, committed: &Committed) {
+        let usual = match &committed.change {
+            Change::Accept(_) | Change::Requeue(_) => true,
+            Change::Finish(state, _) => matches!(state, State::Done(_)),
+            Change::Retry => false,
+        };
+        let level = self.level();
+        if usual && !log::log_enabled!(target: "master", level) {
+            return;
+        }
         let Some(reign) = &self.reign else { return };
         let Some(task) = reign.ledger.get(committed.task) else {
             return;
@@ -35,7 +44,6 @@ impl MasterActor {
             _ => String::new(),
         };
         let executor = executor.map(|id| self.name_of(id)).unwrap_or_default();
-        let level = self.level();
         let (id, attempt, epoch) = (id.as_str(), attempt.as_str(), epoch.as_str());
         let (executor, error) = (executor.as_str(), error.as_str());
         match &committed.change {
@@ -64,11 +72,14 @@ impl MasterActor {
     }
 
     pub(super) fn say_verdict(&mut self, attempt: AttemptId, verdict: &Verdict) {
+        let level = self.level();
+        if *verdict != Verdict::Dead && !log::log_enabled!(target: "master", level) {
+            return;
+        }
         let epoch = self.epoch();
         let (task, attempt) = (attempt.task.to_string(), attempt.attempt.to_string());
         match verdict {
             Verdict::Requeued(why) => {
-                let level = self.level();
                 log::log!(target: "master", level, event = "task.requeued", task = task, attempt = attempt, reason = *why, epoch = epoch; "task queued again");
             }
             Verdict::Dead => {
@@ -107,12 +118,19 @@ impl MasterActor {
         verdict: &Verdict,
         epoch: &str,
     ) {
+        let usual = matches!(
+            (verdict, &result.outcome),
+            (Verdict::Recorded, Outcome::Done(_))
+        );
+        let level = self.level();
+        if usual && !log::log_enabled!(target: "master", level) {
+            return;
+        }
         let task = result.attempt.task.to_string();
         let attempt = result.attempt.attempt.to_string();
         let duration = result.finished_ms.saturating_sub(result.started_ms);
         match (verdict, &result.outcome) {
             (Verdict::Recorded, Outcome::Done(output)) => {
-                let level = self.level();
                 let output = String::from_utf8_lossy(output);
                 log::log!(target: "master", level, event = "task.finished", task = task, attempt = attempt, executor = executor, output = &*output, started = crate::time::rfc3339(result.started_ms), finished = crate::time::rfc3339(result.finished_ms), duration_ms = duration, epoch = epoch; "task finished");
             }
