@@ -173,6 +173,9 @@ pub enum RegistryCommand {
         /// Where it listens.
         #[arg(long, default_value = "127.0.0.1:2379")]
         listen: SocketAddr,
+        /// Where its data is kept, synced before it is answered; without one it is in memory.
+        #[arg(long)]
+        data_dir: Option<PathBuf>,
         /// Dies with its parent.
         #[arg(long, hide = true)]
         dev_child: bool,

@@ -26,6 +26,8 @@ pub struct Config {
     pub node: NodeSettings,
     /// The registry's client side.
     pub registry: RegistrySettings,
+    /// Where the embedded registry keeps its data, when this node serves it.
+    pub data_dir: Option<String>,
     /// Heartbeats, suspicion, election.
     pub discovery: DiscoverySettings,
     /// Sessions between nodes.
@@ -84,6 +86,7 @@ impl Config {
                 drain: Duration::from_secs(30),
             },
             registry: RegistrySettings::default(),
+            data_dir: None,
             discovery: DiscoverySettings::default(),
             transport: TransportSettings::default(),
             generator: GeneratorSettings::default(),
@@ -214,6 +217,7 @@ keys! {
     "node.tags" table: node.tags;
     "node.drain" duration(0, 86_400_000): node.drain;
     "registry.endpoints" urls: registry.endpoints;
+    "registry.data_dir" optional_text: data_dir;
     "registry.ttl" duration(2_000, 86_400_000): registry.ttl;
     "registry.renew" duration(500, 43_200_000): registry.renew;
     "registry.connect_timeout" duration(10, 60_000): registry.timeouts.connect;

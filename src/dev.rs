@@ -27,9 +27,9 @@ const PORTS_TO_TRY: u16 = 100;
 
 /// Runs until told to stop or until every node is gone; answers the exit code.
 pub async fn run(args: DevArgs, format: Format, colour: bool) -> u8 {
-    if args.data_dir.is_some() {
+    if args.data_dir.is_some() && args.registry.is_some() {
         eprintln!(
-            "troupe dev: --data-dir: the embedded registry keeps its data in memory so far; leave the flag out"
+            "troupe dev: --data-dir is for the registry that dev starts; --registry names another"
         );
         return 78;
     }
@@ -100,8 +100,21 @@ impl Launcher {
         };
         if let Some(port) = self.registry_port {
             let listen = format!("127.0.0.1:{port}");
-            let words = ["registry", "serve", "--listen", &listen, "--dev-child"];
-            self.spawn(0, &words.map(str::to_owned), &ended, &mut pids);
+            let mut words = vec!["registry", "serve", "--listen", &listen, "--dev-child"];
+            let data_dir = self
+                .args
+                .data_dir
+                .as_ref()
+                .map(|dir| dir.display().to_string());
+            if let Some(dir) = &data_dir {
+                words.extend(["--data-dir", dir]);
+            }
+            self.spawn(
+                0,
+                &words.into_iter().map(str::to_owned).collect::<Vec<_>>(),
+                &ended,
+                &mut pids,
+            );
         }
         for index in 1..=self.args.nodes {
             self.spawn(

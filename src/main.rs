@@ -45,9 +45,13 @@ fn run(cli: Cli) -> u8 {
             run_node(&args, events)
         }
         Command::Dev(args) => node::block_on(dev::run(args, format, colour)),
-        Command::Registry(RegistryCommand::Serve { listen, dev_child }) => {
+        Command::Registry(RegistryCommand::Serve {
+            listen,
+            data_dir,
+            dev_child,
+        }) => {
             log();
-            node::serve_registry(listen, dev_child)
+            node::serve_registry(listen, data_dir.as_deref(), dev_child)
         }
         Command::Config { command } => configuration(command, json),
         Command::Version => {

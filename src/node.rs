@@ -5,6 +5,7 @@
 
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -26,10 +27,11 @@ use troupe_actors::job::multiply::Multiply;
 use troupe_actors::job::noop::Noop;
 use troupe_actors::master::MasterPulse;
 use troupe_actors::master::actor::{JournalSeed, MasterActor, MasterSeed};
+use troupe_actors::registry::Backend;
 use troupe_actors::registry::actor::{Deregister, RegistryActor, RegistrySeed, roll_name};
+use troupe_actors::registry::embedded::{BindError, Server};
 use troupe_actors::registry::etcd::EtcdBackend;
 use troupe_actors::registry::session::Keys;
-use troupe_actors::registry::{Backend, embedded};
 use troupe_actors::supervisor::watchdog::{Watchdog, WatchdogSettings};
 use troupe_actors::supervisor::{
     ActorReport, ArbiterSpawner, ChildSpec, How, Kill, Plane, Supervisor, SupervisorHandle,
@@ -73,21 +75,20 @@ pub fn die_with_parent() {
 }
 
 /// `troupe registry serve`.
-pub fn serve_registry(listen: SocketAddr, dev_child: bool) -> u8 {
+pub fn serve_registry(listen: SocketAddr, data_dir: Option<&Path>, dev_child: bool) -> u8 {
     if dev_child {
         die_with_parent();
     }
     block_on(async move {
-        let server = match embedded::Server::bind(listen).await {
+        let server = match bind_registry(listen, data_dir).await {
             Ok(server) => server,
             Err(err) => {
-                eprintln!(
-                    "troupe registry serve: cannot listen on {listen}: {err}; choose another with --listen"
-                );
+                eprintln!("troupe registry serve: {err}; see --listen and --data-dir");
                 return EXIT_CONFIG;
             }
         };
-        log::info!(target: "registry", event = "registry.serving", address = server.local_addr().to_string(); "the embedded registry listens; its data is in memory");
+        let data = data_dir.map_or("in memory".to_owned(), |dir| dir.display().to_string());
+        log::info!(target: "registry", event = "registry.serving", address = server.local_addr().to_string(), data = data.as_str(); "the embedded registry listens");
         match server.serve(stop_signal()).await {
             Ok(()) => 0,
             Err(err) => {
@@ -96,6 +97,16 @@ pub fn serve_registry(listen: SocketAddr, dev_child: bool) -> u8 {
             }
         }
     })
+}
+
+async fn bind_registry(listen: SocketAddr, data_dir: Option<&Path>) -> Result<Server, BindError> {
+    match data_dir {
+        Some(dir) => Server::bind_durable(listen, dir).await,
+        None => {
+            let server = Server::bind(listen).await;
+            server.map_err(|err| BindError::Address(listen, err))
+        }
+    }
 }
 
 async fn stop_signal() {
@@ -183,7 +194,7 @@ impl Node {
         }
         let endpoints = config.registry.endpoints.clone();
         let endpoints = if endpoints.is_empty() {
-            embedded_registry().await
+            embedded_registry(config.data_dir.clone()).await?
         } else {
             endpoints
         };
@@ -281,30 +292,36 @@ fn unix_ms() -> u64 {
 }
 
 /// The embedded registry of this machine: served by the first node, used by the others. It has a thread of its own.
-async fn embedded_registry() -> Vec<String> {
+async fn embedded_registry(data_dir: Option<String>) -> Result<Vec<String>, String> {
     let (ready, is_ready) = tokio::sync::oneshot::channel();
     std::thread::spawn(move || {
         block_on(async move {
-            match embedded::Server::bind(EMBEDDED).await {
+            let dir = data_dir.as_deref();
+            match bind_registry(EMBEDDED, dir.map(Path::new)).await {
                 Ok(server) => {
-                    log::info!(target: "registry", event = "registry.serving", address = EMBEDDED.to_string(); "no registry is configured: this node serves the embedded one of this machine, in memory");
-                    ready.send(()).ok();
+                    let data = dir.unwrap_or("in memory");
+                    log::info!(target: "registry", event = "registry.serving", address = EMBEDDED.to_string(), data = data; "no registry is configured: this node serves the embedded one of this machine");
+                    ready.send(Ok(())).ok();
                     server
                         .serve(std::future::pending::<()>())
                         .await
                         .map_or(1, |()| 0)
                 }
+                Err(BindError::Disk(err)) => {
+                    ready.send(Err(format!("registry.data_dir: {err}"))).ok();
+                    1
+                }
                 Err(err) => {
                     log::info!(target: "registry", event = "registry.found", address = EMBEDDED.to_string(), reason = err.to_string(); "no registry is configured: using the one that is there");
-                    ready.send(()).ok();
+                    ready.send(Ok(())).ok();
                     0
                 }
             }
         })
     });
     // Either way there is an address to try.
-    is_ready.await.ok();
-    vec![format!("http://{EMBEDDED}")]
+    is_ready.await.unwrap_or(Ok(()))?;
+    Ok(vec![format!("http://{EMBEDDED}")])
 }
 
 /// A running tree, with what the end of it needs.

@@ -460,3 +460,87 @@ fn tasks_are_submitted_cancelled_and_tried_again_on_the_command_line() {
     let none = node.cli(&["tasks", "cancel", &fresh_id().to_string()]);
     assert_eq!(none.status.code(), Some(3));
 }
+
+/// A registry of its own process with its data on disk, and nodes on it.
+fn on_disk(dir: &std::path::Path, port: u16) -> support::Process {
+    let mut command = std::process::Command::new(support::TROUPE);
+    command.args([
+        "registry",
+        "serve",
+        "--listen",
+        &format!("127.0.0.1:{port}"),
+        "--data-dir",
+    ]);
+    command.arg(dir);
+    support::clean_env(&mut command);
+    let process = support::Process::start(&mut command);
+    process.lines.wait_from(0, "registry.serving", LONG, |l| {
+        support::event(l, "registry.serving")
+    });
+    process
+}
+
+#[test]
+fn kill_everything_and_start_again_and_every_acknowledged_task_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let port = support::free_port();
+    let url = format!("http://127.0.0.1:{port}");
+    let mut acknowledged = BTreeSet::new();
+    let mut tasks = BTreeMap::new();
+    let mut generations = BTreeSet::new();
+    for round in 0..3 {
+        let mut registry = on_disk(dir.path(), port);
+        let mut nodes: Vec<Node> = ["n1", "n2"]
+            .iter()
+            .map(|name| Node::start_with(name, &url, &ROOMY))
+            .collect();
+        nodes[0].wait_members(&["n1", "n2"], LONG);
+        let (_, epoch) = until("a master", LONG, || {
+            nodes[0].master().ok_or("none".to_owned())
+        });
+        generations.insert(epoch.split('-').next().unwrap().to_owned());
+        if round == 2 {
+            tasks = check_all_done(&nodes[0], &acknowledged);
+            continue;
+        }
+        let client = Client::start(nodes.iter().map(Node::admin).collect(), 400);
+        std::thread::sleep(Duration::from_secs(2));
+        // All at once, with work in flight.
+        registry.kill();
+        let (heard, stop) = (Arc::clone(&client.acknowledged), Arc::clone(&client.stop));
+        for node in &mut nodes {
+            node.process.kill();
+        }
+        acknowledged.extend(heard.lock().unwrap().iter().cloned());
+        stop.store(true, Ordering::Relaxed);
+        drop(client);
+        println!(
+            "round {round}: {} acknowledged when everything was killed",
+            acknowledged.len()
+        );
+    }
+    assert!(acknowledged.len() > 200, "{}", acknowledged.len());
+    let (attempts, _) = executions(&tasks);
+    println!(
+        "{} tasks found, {attempts} attempts in their receipts",
+        tasks.len()
+    );
+    assert_eq!(
+        generations.len(),
+        1,
+        "it is the same registry: {generations:?}"
+    );
+    let second = std::process::Command::new(support::TROUPE)
+        .args([
+            "registry",
+            "serve",
+            "--listen",
+            "127.0.0.1:0",
+            "--data-dir",
+            "/proc/nowhere",
+        ])
+        .output()
+        .unwrap();
+    assert_eq!(second.status.code(), Some(78), "{second:?}");
+    assert!(String::from_utf8_lossy(&second.stderr).contains("/proc/nowhere"));
+}

@@ -24,6 +24,7 @@ impl PbKvService for KvService {
     ) -> Result<Response<PbRangeResponse>, Status> {
         let range = convert::range(request.into_inner())?;
         let result = self.0.with(|store, _| store.range(&range))?;
+        self.0.synced().await?;
         let header = self.0.header(result.revision);
         Ok(Response::new(PbRangeResponse {
             header,
@@ -45,7 +46,9 @@ impl PbKvService for KvService {
         let request = request.into_inner();
         convert::check_size(&request)?;
         let op = Op::Put(convert::put(request));
-        match self.0.with(|store, _| store.write_one(op))? {
+        let done = self.0.with(|store, _| store.write_one(op))?;
+        self.0.synced().await?;
+        match done {
             Some(Done::Put { revision, prev }) => Ok(Response::new(PbPutResponse {
                 header: self.0.header(revision),
                 ..convert::put_response(revision, prev.as_deref())
@@ -61,7 +64,9 @@ impl PbKvService for KvService {
         let request = request.into_inner();
         convert::check_size(&request)?;
         let op = Op::Delete(convert::delete(request));
-        match self.0.with(|store, _| store.write_one(op))? {
+        let done = self.0.with(|store, _| store.write_one(op))?;
+        self.0.synced().await?;
+        match done {
             Some(Done::Delete {
                 revision,
                 deleted,
@@ -81,6 +86,7 @@ impl PbKvService for KvService {
         let (result, revision) = self
             .0
             .with(|store, _| store.txn(txn).map(|result| (result, store.revision())))?;
+        self.0.synced().await?;
         Ok(Response::new(PbTxnResponse {
             header: self.0.header(revision),
             ..convert::txn_response(&result, revision)

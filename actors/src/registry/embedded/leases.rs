@@ -26,6 +26,7 @@ impl PbLeaseService for LeaseService {
         let (ttl, revision) = self
             .0
             .with(|store, now| store.grant(id, ttl, now).map(|ttl| (ttl, store.revision())))?;
+        self.0.synced().await?;
         Ok(Response::new(PbLeaseGrantResponse {
             header: self.0.header(revision),
             id,
@@ -42,6 +43,7 @@ impl PbLeaseService for LeaseService {
         let revision = self
             .0
             .with(|store, _| store.end_lease(id).map(|()| store.revision()))?;
+        self.0.synced().await?;
         Ok(Response::new(PbLeaseRevokeResponse {
             header: self.0.header(revision),
         }))

@@ -7,14 +7,16 @@
 //!
 //! What it promises: etcd's semantics of KV (multi-version), Lease and Watch, with etcd's codes and words; one writer at
 //! a time, so everything is linearizable; a lease never ends because the *server* slept. What it does **not**: survive
-//! its process (it is in memory, and says so by a new cluster id and by revisions that start at unix microseconds, so
-//! they keep rising over restarts), replicate, authenticate.
+//! its process unless it has a data directory (in memory it says so by a new cluster id and by revisions that start at unix
+//! microseconds, so they keep rising over restarts), replicate, authenticate. With a data directory (`disk`) every write is
+//! synced before it is answered or seen, and a restart is the same registry: same cluster id, same keys, leases begun anew.
 //!
 //! ```text
 //! kv · leases · watch · status   the gRPC services
 //!          │ shared              one lock, the clock, the news
 //!          ▼
-//! ● store  txn  check  lease  watches  range  error  pure, told the time; a file can be put under `store::commit`
+//!          │ disk                what is to be synced before it is answered
+//! ● store  txn  check  lease  watches  range  error  pure, told the time
 //! ```
 //!
 //! Bounds: history by revisions and bytes ([`Limits`]); live bytes; a request by etcd's 1.5 MiB; a transaction by 128
@@ -24,6 +26,7 @@
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -37,6 +40,7 @@ use tonic::transport::server::{Connected, Router, TcpIncoming};
 
 mod check;
 mod convert;
+mod disk;
 mod error;
 mod kv;
 mod lease;
@@ -53,6 +57,7 @@ mod txn;
 mod watch;
 mod watches;
 
+pub use disk::DiskError;
 pub use store::Limits;
 
 use shared::Shared;
@@ -99,10 +104,37 @@ impl Config {
 pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
-    config: Config,
+    service: Service,
+}
+
+/// Why a server cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// The address cannot be taken.
+    #[error("cannot listen on {0}: {1}")]
+    Address(SocketAddr, io::Error),
+    /// The data directory cannot be used.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
 }
 
 impl Server {
+    /// As [`Server::bind`], with its data in this directory, which is made when it is not there.
+    ///
+    /// # Errors
+    /// The address cannot be taken, or the data cannot be used.
+    pub async fn bind_durable(addr: SocketAddr, dir: &Path) -> Result<Self, BindError> {
+        let at = |why| BindError::Address(addr, why);
+        let listener = TcpListener::bind(addr).await.map_err(at)?;
+        let address = listener.local_addr().map_err(at)?;
+        let service = Service::open(Config::new_life(), dir, Some(address))?;
+        Ok(Self {
+            listener,
+            address,
+            service,
+        })
+    }
+
     /// Takes the address; port 0 takes a free one.
     ///
     /// # Errors
@@ -121,7 +153,7 @@ impl Server {
         Ok(Self {
             listener,
             address,
-            config,
+            service: Service::new(config, Some(address)),
         })
     }
 
@@ -137,8 +169,7 @@ impl Server {
     /// The listener failed for good.
     pub async fn serve(self, shutdown: impl Future<Output = ()> + Send) -> io::Result<()> {
         let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
-        let service = Service::new(self.config, Some(self.address));
-        service.serve(incoming, shutdown).await
+        self.service.serve(incoming, shutdown).await
     }
 
     /// Serves in a task of its own until the handle is stopped or dropped. For tests, and for a node that carries the
@@ -195,11 +226,31 @@ impl Service {
     pub fn new(config: Config, address: Option<SocketAddr>) -> Self {
         let now = tokio::time::Instant::now().into_std();
         let store = store::Store::new(config.start_revision, config.limits, now);
-        let shared = Shared::new(store, config.cluster_id, config.progress);
+        let shared = Shared::new(store, None, config.cluster_id, config.progress);
         Self {
             shared: Arc::new(shared),
             address,
         }
+    }
+
+    /// The store in this directory. What `config` says of revision and cluster id is for one that begins here.
+    ///
+    /// # Errors
+    /// The data cannot be used.
+    pub fn open(
+        config: Config,
+        dir: &Path,
+        address: Option<SocketAddr>,
+    ) -> Result<Self, DiskError> {
+        let (disk, found) = disk::Disk::open(dir, config.cluster_id, config.start_revision)?;
+        let cluster_id = found.cluster_id;
+        let now = tokio::time::Instant::now().into_std();
+        let store = store::Store::restored(found, config.limits, now);
+        let shared = Shared::new(store, Some(disk), cluster_id, config.progress);
+        Ok(Self {
+            shared: Arc::new(shared),
+            address,
+        })
     }
 
     /// Serves what comes in until `shutdown`.
@@ -233,6 +284,7 @@ impl Service {
             biased;
             served = router.serve_with_incoming_shutdown(incoming, ending) => served.map_err(io::Error::other),
             () = too_late => Ok(()),
+            why = self.shared.broken() => Err(io::Error::other(why)),
             () = self.shared.keep_time() => Ok(()),
         }
     }

@@ -1,11 +1,14 @@
 //! What all services of one embedded server share: the store behind a lock, the clock, the news that it changed.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use etcd_client::proto::PbResponseHeader;
 use tokio::sync::watch;
+use tonic::Status;
 
+use super::disk::Disk;
 use super::store::Store;
 
 /// The only raft term of a registry that has no raft; etcd's first.
@@ -16,6 +19,9 @@ const TICK: Duration = Duration::from_millis(500);
 /// See the module page.
 pub(super) struct Shared {
     store: Mutex<Store>,
+    disk: Option<Disk>,
+    /// Number of the last writes that were handed to the disk; changed under the store's lock alone.
+    written: AtomicU64,
     cluster_id: u64,
     /// Interval of progress notices to watches that asked for them.
     pub(super) progress_every: Duration,
@@ -26,8 +32,15 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(store: Store, cluster_id: u64, progress_every: Duration) -> Self {
+    pub(super) fn new(
+        store: Store,
+        disk: Option<Disk>,
+        cluster_id: u64,
+        progress_every: Duration,
+    ) -> Self {
         Self {
+            disk,
+            written: AtomicU64::new(0),
             changed: watch::Sender::new(store.revision()),
             store: Mutex::new(store),
             cluster_id,
@@ -45,6 +58,14 @@ impl Shared {
         let away = store.tick(now);
         let answer = f(&mut store, now);
         let revision = store.revision();
+        if let Some(disk) = &self.disk {
+            let writes = store.take_unsaved();
+            if !writes.is_empty() {
+                let number = self.written.load(Ordering::Relaxed) + 1;
+                self.written.store(number, Ordering::Release);
+                disk.write(number, revision, writes);
+            }
+        }
         self.changed
             .send_if_modified(|seen| std::mem::replace(seen, revision) != revision);
         drop(store);
@@ -52,6 +73,29 @@ impl Shared {
             log::warn!(event = "registry_was_away", away_ms = away.as_millis() as u64; "the registry's process was suspended or starved, all leases were extended by as much");
         }
         answer
+    }
+
+    /// Resolves when all that anybody may have seen so far is on disk. Nothing is answered before.
+    pub(super) async fn synced(&self) -> Result<(), Status> {
+        let Some(disk) = &self.disk else {
+            return Ok(());
+        };
+        let number = self.written.load(Ordering::Acquire);
+        let synced = disk.synced(number).await;
+        synced.map_err(|why| Status::unavailable(format!("etcdserver: the disk failed: {why}")))
+    }
+
+    /// Resolves when nothing can be written any more, with the reason; never without a disk.
+    pub(super) async fn broken(&self) -> String {
+        match &self.disk {
+            Some(disk) => disk.broken().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Bytes on disk.
+    pub(super) fn disk_size(&self) -> Option<u64> {
+        self.disk.as_ref().map(Disk::size)
     }
 
     /// A header as of `revision`.

@@ -44,7 +44,8 @@ impl PbMaintenanceService for StatusService {
         let header = self.shared.header(revision);
         Ok(Response::new(PbStatusResponse {
             version: VERSION.to_owned(),
-            db_size: i64::try_from(bytes).unwrap_or(i64::MAX),
+            db_size: i64::try_from(self.shared.disk_size().unwrap_or(bytes as u64))
+                .unwrap_or(i64::MAX),
             db_size_in_use: i64::try_from(live).unwrap_or(i64::MAX),
             leader: self.shared.member_id(),
             raft_index: index,

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::disk::{Found, Write};
 use super::error::Refusal;
 use super::lease::{LeaseInfo, Leases};
 use super::range::KeyRange;
@@ -81,6 +82,8 @@ pub(crate) struct Store {
     limits: Limits,
     leases: Leases,
     ticked: Instant,
+    /// What is to be on disk, if there is one.
+    unsaved: Option<Vec<Write>>,
 }
 
 #[derive(Debug)]
@@ -104,6 +107,38 @@ impl Store {
             limits,
             leases: Leases::default(),
             ticked: now,
+            unsaved: None,
+        }
+    }
+
+    /// The store as it was found on disk; from now on its changes are to be saved. Every lease begins its time anew.
+    pub(crate) fn restored(found: Found, limits: Limits, now: Instant) -> Self {
+        let mut store = Self::new(found.revision, limits, now);
+        for (id, ttl) in found.leases {
+            // Within the bounds it was granted in.
+            store.leases.grant(id, ttl, now).ok();
+        }
+        for record in found.records {
+            store.live_bytes += record.cost();
+            store.leases.attach(record.lease, &record.key);
+            let record = Arc::new(record);
+            store.keys.insert(record.key.clone(), vec![record]);
+        }
+        store.unsaved = Some(Vec::new());
+        store
+    }
+
+    /// Changes since the last call that are to be on disk before anybody hears of them.
+    pub(crate) fn take_unsaved(&mut self) -> Vec<Write> {
+        self.unsaved
+            .as_mut()
+            .map(std::mem::take)
+            .unwrap_or_default()
+    }
+
+    fn save(&mut self, write: impl FnOnce() -> Write) {
+        if let Some(unsaved) = &mut self.unsaved {
+            unsaved.push(write());
         }
     }
 
@@ -230,6 +265,9 @@ impl Store {
             return;
         }
         self.revision += 1;
+        for record in &changes {
+            self.save(|| Write::Key(Arc::clone(record)));
+        }
         let cost = changes.iter().map(|record| record.cost()).sum();
         self.log_bytes += cost;
         self.log.push_back(LogEntry {
@@ -329,7 +367,9 @@ impl Store {
 
     /// Grants a lease; answers its time to live in seconds.
     pub(crate) fn grant(&mut self, id: i64, ttl: i64, now: Instant) -> Result<i64, Refusal> {
-        self.leases.grant(id, ttl, now)
+        let granted = self.leases.grant(id, ttl, now)?;
+        self.save(|| Write::Lease(id, granted));
+        Ok(granted)
     }
 
     /// Renews a lease; answers its time to live in seconds, `None` when it is gone.
@@ -344,6 +384,7 @@ impl Store {
             self.delete(key, &mut changes);
         }
         self.commit(changes);
+        self.save(|| Write::LeaseEnded(id));
         Ok(())
     }
 

@@ -118,6 +118,7 @@ impl Session {
             shared, watches, ..
         } = self;
         let notice = shared.with(|store, now| watches.create(request, store, now));
+        self.shared.synced().await.map_err(|_| Gone)?;
         self.tell(notice).await
     }
 
@@ -133,6 +134,8 @@ impl Session {
                 let (notices, behind) = watches.pull(store, now, every);
                 (notices, behind, watches.progress(store))
             });
+            // What is not on disk has not happened.
+            self.shared.synced().await.map_err(|_| Gone)?;
             for notice in notices {
                 self.tell(notice).await?;
             }
