@@ -92,13 +92,12 @@ fn all_tasks(node: &Node) -> BTreeMap<String, Value> {
     }
 }
 
-fn in_flight(node: &Node) -> u64 {
-    let status = node
-        .get("/v1/status")
-        .map(|(_, status)| status)
-        .unwrap_or_default();
-    let count = |state: &str| status["tasks"][state].as_u64().unwrap_or(0);
-    count("leased") + count("queued")
+/// Tasks that are not finished; `None` while nobody can tell.
+fn in_flight(node: &Node) -> Option<u64> {
+    let (_, status) = node.get("/v1/status")?;
+    let tasks = status["tasks"].as_object()?;
+    let count = |state: &str| tasks.get(state).and_then(Value::as_u64).unwrap_or(0);
+    Some(count("leased") + count("queued"))
 }
 
 /// A client that submits at a steady rate, anywhere, and sends again under the same id what it has no answer for.
@@ -172,8 +171,8 @@ fn check_all_done(node: &Node, acknowledged: &BTreeSet<String>) -> BTreeMap<Stri
         "everything is finished",
         Duration::from_secs(120),
         || match in_flight(node) {
-            0 => Ok(all_tasks(node)),
-            open => Err(format!("{open} tasks are open")),
+            Some(0) => Ok(all_tasks(node)),
+            open => Err(format!("{open:?} tasks are open")),
         },
     );
     for id in acknowledged {
@@ -211,7 +210,10 @@ fn nothing_acknowledged_is_lost_while_nodes_are_killed_every_two_seconds() {
             Some((master, _)) if master == node.name => "the master",
             _ => "a worker",
         };
-        println!("kill -9 of {what} {}, {flying} tasks in flight", node.name);
+        println!(
+            "kill -9 of {what} {}, {flying:?} tasks in flight",
+            node.name
+        );
         node.restart();
         kills += 1;
     }
@@ -485,14 +487,15 @@ fn kill_everything_and_start_again_and_every_acknowledged_task_is_there() {
     let dir = tempfile::tempdir().unwrap();
     let port = support::free_port();
     let url = format!("http://127.0.0.1:{port}");
+    let ports = support::free_ports(4);
     let mut acknowledged = BTreeSet::new();
     let mut tasks = BTreeMap::new();
     let mut generations = BTreeSet::new();
     for round in 0..3 {
         let mut registry = on_disk(dir.path(), port);
-        let mut nodes: Vec<Node> = ["n1", "n2"]
+        let mut nodes: Vec<Node> = [("n1", ports), ("n2", ports + 2)]
             .iter()
-            .map(|name| Node::start_with(name, &url, &ROOMY))
+            .map(|(name, port)| Node::start_at(name, &url, *port, &ROOMY))
             .collect();
         nodes[0].wait_members(&["n1", "n2"], LONG);
         let (_, epoch) = until("a master", LONG, || {

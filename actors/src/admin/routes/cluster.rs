@@ -66,7 +66,8 @@ async fn status_here(office: &Office) -> StatusView {
         leading: cluster.leading,
         members: by_state(&cluster.members),
         registry: registry.ok(),
-        tasks: counts.map(|c| c.tasks),
+        // While the journal is being read nobody can tell.
+        tasks: counts.filter(|c| c.leading.is_some()).map(|c| c.tasks),
         worker: worker.ok().map(worker_view),
         unanswered: silent.map(|(name, _)| (*name).to_owned()).collect(),
     }
