@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod backoff;
+pub mod chance;
 pub mod cluster;
 pub mod discovery;
 pub mod events;

@@ -18,6 +18,7 @@ use crate::id::{Epoch, Incarnation, NodeId};
 use crate::master::{HandOverTo, Lead, MasterReborn, StandDown};
 use crate::registry::actor::{Challenge, Claim, Condemn, RegistryEvent, Relist, Resend, Resign};
 use crate::registry::session::View;
+use crate::time::now;
 use crate::transport::{
     AskSessions, Broadcast, Dial, DialOutcome, Heard, Inbound, Incarnated, Peers, Send,
     SessionEvent, TransportReborn,
@@ -72,7 +73,7 @@ pub struct DiscoveryActor {
 impl DiscoveryActor {
     /// A life that knows nothing yet.
     pub fn new(seed: DiscoverySeed) -> Self {
-        let now = Instant::now();
+        let now = now();
         Self {
             election: Election::new(seed.settings.stagger, seed.settings.suspect_floor),
             health: LocalHealth::new(TICK, PAUSE, now),
@@ -114,7 +115,7 @@ impl DiscoveryActor {
     // --- the turn ------------------------------------------------------------------------------------------------
 
     fn tick(&mut self, ctx: &mut Context<Self>) {
-        let now = Instant::now();
+        let now = now();
         if let Wakefulness::Resumed(away) = self.health.tick(now) {
             log::info!(target: "discovery", event = "node.resumed", duration_ms = away.as_millis() as u64; "this node was away, giving everybody a fresh start");
             self.table.fresh_start(now);
@@ -146,7 +147,7 @@ impl DiscoveryActor {
 
     /// Something has happened: decides, and tells the new picture.
     fn turn(&mut self, ctx: &mut Context<Self>) {
-        let now = Instant::now();
+        let now = now();
         self.decide(ctx, now);
         self.tell(now);
     }
@@ -327,10 +328,10 @@ impl DiscoveryActor {
         self.seed.fence.raise(epoch);
         self.leading = Some(epoch);
         self.reborn_master = false;
-        self.led_since = Instant::now();
+        self.led_since = now();
         log::info!(target: "discovery", event = "master.promoted", epoch = epoch.to_string(), members = self.view.members.len(); "this node is master now");
         self.seed.master.lead.do_send(Lead(epoch));
-        self.beat(Instant::now());
+        self.beat(now());
     }
 
     fn stand_down(&mut self, why: Why, ctx: &mut Context<Self>) {
@@ -402,8 +403,7 @@ impl DiscoveryActor {
             act.handing_over = false;
             match moved {
                 Some((new, handed_over)) => {
-                    act.election
-                        .abstain(Instant::now() + act.seed.settings.abstain);
+                    act.election.abstain(now() + act.seed.settings.abstain);
                     if act.leading == Some(epoch) {
                         act.lose_mastership(epoch, "handed over");
                     }
@@ -617,7 +617,7 @@ impl DiscoveryActor {
     // --- hearing -------------------------------------------------------------------------------------------------
 
     fn take_view(&mut self, view: Arc<View>, ctx: &mut Context<Self>) {
-        let now = Instant::now();
+        let now = now();
         if let Some(master) = &view.master {
             self.seed.fence.raise(master.epoch);
         }
@@ -681,7 +681,7 @@ impl DiscoveryActor {
     }
 
     fn hear_beat(&mut self, from: NodeId, incarnation: Incarnation, beat: Heartbeat) {
-        let now = Instant::now();
+        let now = now();
         if from == self.me() {
             // To ourselves and back: how late transport and control are together.
             let sent = Duration::from_micros(beat.sent_us);
@@ -724,7 +724,7 @@ impl DiscoveryActor {
 
     /// Somebody doubts a peer: do we hear it? If not, what does a dial find?
     fn answer_probe(&mut self, from: NodeId, probe: Probe, ctx: &mut Context<Self>) {
-        let now = Instant::now();
+        let now = now();
         let floor = self.seed.settings.suspect_floor;
         let Some(peer) = self.table.peer(probe.target, probe.incarnation) else {
             return;
@@ -753,7 +753,7 @@ impl DiscoveryActor {
     }
 
     fn hear_witness(&mut self, from: NodeId, answer: &ProbeAnswer) {
-        let now = Instant::now();
+        let now = now();
         if let Some(peer) = self.table.peer(answer.target, answer.incarnation) {
             peer.witnesses.insert(from, (answer.finding, now));
         }
@@ -763,7 +763,7 @@ impl DiscoveryActor {
         let current = self.view.master.as_ref().map(|m| m.epoch);
         if self.retired() {
             // Says so at once, so that the master need not wait.
-            self.beat(Instant::now());
+            self.beat(now());
         }
         if self.claiming || self.retired() || current != Some(turn.epoch) {
             return;
@@ -780,7 +780,7 @@ impl DiscoveryActor {
                 Finding::Silent
             }
         };
-        let now = Instant::now();
+        let now = now();
         let Some(peer) = self.table.peer(id, incarnation) else {
             return;
         };
@@ -843,7 +843,7 @@ impl Actor for DiscoveryActor {
         self.seed.registry.resend.do_send(Resend);
         let sessions = self.seed.transport.sessions.send(AskSessions);
         ctx.spawn(sessions.into_actor(self).map(|sessions, act, _| {
-            let now = Instant::now();
+            let now = now();
             for (peer, heard) in sessions.unwrap_or_default() {
                 act.heard.insert(peer.id, (peer.incarnation, heard));
                 act.table.session_up(peer.id, peer.incarnation, now);
@@ -883,7 +883,7 @@ impl Handler<SessionEvent> for DiscoveryActor {
         match msg {
             SessionEvent::Up { peer, heard } => {
                 self.heard.insert(peer.id, (peer.incarnation, heard));
-                let now = Instant::now();
+                let now = now();
                 self.table.session_up(peer.id, peer.incarnation, now);
                 if self.table.peers.contains_key(&peer.id) {
                     // The first heartbeat of a session goes at once: it carries the epoch.
@@ -934,7 +934,7 @@ impl Handler<TransportReborn> for DiscoveryActor {
 
     fn handle(&mut self, _: TransportReborn, ctx: &mut Self::Context) {
         self.heard.clear();
-        self.table.forget_sessions(Instant::now());
+        self.table.forget_sessions(now());
         self.seed.transport.incarnated.do_send(self.us);
         self.tell_peers();
         self.turn(ctx);
@@ -957,7 +957,7 @@ impl Handler<Reborn> for DiscoveryActor {
 
     fn handle(&mut self, _: Reborn, _: &mut Self::Context) {
         self.told = None;
-        self.tell(Instant::now());
+        self.tell(now());
     }
 }
 
@@ -980,8 +980,8 @@ impl Handler<Retire> for DiscoveryActor {
 
     fn handle(&mut self, _: Retire, ctx: &mut Self::Context) -> Self::Result {
         self.seed.leaving.store(true, Ordering::Relaxed);
-        self.beat(Instant::now());
-        self.tell(Instant::now());
+        self.beat(now());
+        self.tell(now());
         let heir = self.pick_heir(None);
         match (self.leading.is_some() && !self.handing_over, heir) {
             (true, Ok(heir)) => {

@@ -95,7 +95,7 @@ impl Session {
             if self.shared.borrow().retired {
                 return;
             }
-            let wait = backoff.next_delay(&mut rand::rng());
+            let wait = backoff.next_delay(&mut crate::chance::rng());
             self.sleep_or_nudge(wait).await;
         }
     }
@@ -761,7 +761,7 @@ impl Session {
             tries += 1;
             match self.seed.backend.txn(txn.clone()).await {
                 Err(RegistryError::Unreachable { .. }) if tries < SETTLE_TRIES => {
-                    let wait = backoff.next_delay(&mut rand::rng());
+                    let wait = backoff.next_delay(&mut crate::chance::rng());
                     tokio::time::sleep(wait).await;
                 }
                 answer => return answer,
@@ -869,9 +869,7 @@ fn refused(err: serde_json::Error) -> RegistryError {
 }
 
 fn unix_seconds() -> u64 {
-    std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |d| d.as_secs())
+    crate::time::unix_ms() / 1000
 }
 
 /// Whether a process of this machine lives; when it cannot be told, it is taken to live.
