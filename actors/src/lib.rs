@@ -12,6 +12,8 @@ pub mod master;
 pub mod registry;
 pub mod sample;
 pub mod supervisor;
+#[cfg(feature = "testkit")]
+pub mod testkit;
 pub mod time;
 pub mod transport;
 pub mod wire;

@@ -1,0 +1,153 @@
+//! What the registry's own history must obey: revisions rise, only the living lead, the fenced write nothing. Pure.
+//!
+//! It reads `sim.put` (key, value, created, modified) and `sim.delete` (key, revision), in the order of the registry's
+//! revisions, and `sim.replaced` when an empty registry took the place of the one before.
+
+use std::collections::BTreeMap;
+
+use super::trace::Record;
+use crate::cluster::{MasterRecord, Registration};
+use crate::id::{Epoch, Generation, NodeId};
+
+/// A key as last seen.
+#[derive(Clone, Debug)]
+pub struct Key {
+    /// Its value.
+    pub value: String,
+    /// Revision at which its life began.
+    pub created: i64,
+    /// Revision of its last change.
+    pub modified: i64,
+}
+
+/// The registry as told so far.
+#[derive(Debug, Default)]
+pub struct History {
+    keys: BTreeMap<String, Key>,
+    revision: i64,
+    generation: Generation,
+    /// Who made each epoch.
+    owners: BTreeMap<Epoch, NodeId>,
+}
+
+impl History {
+    /// Takes one record; answers what is wrong with it.
+    pub fn observe(&mut self, record: &Record) -> Option<String> {
+        match record.event.as_str() {
+            "sim.replaced" => {
+                self.keys.clear();
+                None
+            }
+            "sim.put" => self.put(record),
+            "sim.delete" => self.delete(record),
+            _ => None,
+        }
+    }
+
+    fn rises(&mut self, revision: i64) -> Option<String> {
+        if revision < self.revision {
+            let known = self.revision;
+            return Some(format!(
+                "the registry fell from revision {known} to {revision}"
+            ));
+        }
+        self.revision = revision;
+        None
+    }
+
+    fn put(&mut self, record: &Record) -> Option<String> {
+        let (name, value) = (record.get("key"), record.get("value"));
+        let key = Key {
+            value: value.to_owned(),
+            created: record.number("created"),
+            modified: record.number("modified"),
+        };
+        let modified = key.modified;
+        if let Some(wrong) = self.rises(modified) {
+            return Some(wrong);
+        }
+        let old = self.keys.insert(name.to_owned(), key);
+        if name.ends_with("/generation") {
+            let generation = Generation(value.parse().unwrap_or(0));
+            if generation <= self.generation {
+                return Some(format!("generation {value} does not rise"));
+            }
+            self.generation = generation;
+        }
+        if name.ends_with("/master") {
+            return self.mastership(value, modified);
+        }
+        if let (Some(old), true) = (old, name.contains("/services/")) {
+            return Some(format!(
+                "{name} was overwritten: {} took over incarnation {}",
+                value, old.created
+            ));
+        }
+        self.fenced(name)
+    }
+
+    /// A put of the master key: by a registered life.
+    fn mastership(&mut self, value: &str, modified: i64) -> Option<String> {
+        let Ok(record) = serde_json::from_str::<MasterRecord>(value) else {
+            return Some(format!("the master key holds {value:?}"));
+        };
+        let epoch = Epoch {
+            generation: self.generation,
+            revision: modified,
+        };
+        self.owners.insert(epoch, record.id);
+        let seated = self
+            .registered()
+            .any(|(r, incarnation)| r.id == record.id && incarnation == record.incarnation.0);
+        (!seated).then(|| {
+            format!(
+                "{} took mastership while not registered as incarnation {}",
+                record.id, record.incarnation
+            )
+        })
+    }
+
+    /// A durable write names the epoch it was made under: it must be the one that holds the key.
+    fn fenced(&self, name: &str) -> Option<String> {
+        let (_, rest) = name.split_once("/journal/")?;
+        let under = super::trace::epoch(rest.split('/').next()?)?;
+        let holds = self.epoch();
+        (under != holds)
+            .then(|| format!("{name} was written while the key was under epoch {holds}"))
+    }
+
+    fn delete(&mut self, record: &Record) -> Option<String> {
+        self.keys.remove(record.get("key"));
+        self.rises(record.number("revision"))
+    }
+
+    /// Registered nodes with their incarnations.
+    pub fn registered(&self) -> impl Iterator<Item = (Registration, i64)> + '_ {
+        self.keys
+            .iter()
+            .filter(|(name, _)| name.contains("/services/"))
+            .filter_map(|(_, key)| {
+                let registration = serde_json::from_str(&key.value).ok()?;
+                Some((registration, key.created))
+            })
+    }
+
+    /// The lease-independent truth about mastership: the epoch of the key as it stands; NONE when absent.
+    pub fn epoch(&self) -> Epoch {
+        let key = self.keys.iter().find(|(name, _)| name.ends_with("/master"));
+        key.map_or(Epoch::NONE, |(_, key)| Epoch {
+            generation: self.generation,
+            revision: key.modified,
+        })
+    }
+
+    /// Who made this epoch, when that was seen.
+    pub fn owner(&self, epoch: Epoch) -> Option<NodeId> {
+        self.owners.get(&epoch).copied()
+    }
+
+    /// Keys with their values, for words to people.
+    pub fn keys(&self) -> impl Iterator<Item = (&String, &Key)> {
+        self.keys.iter()
+    }
+}
