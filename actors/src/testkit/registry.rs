@@ -74,6 +74,10 @@ impl History {
             }
             self.generation = generation;
         }
+        // What was listed after a gap may owe its place to what is gone.
+        if record.get("listed") == "true" {
+            return None;
+        }
         if name.ends_with("/master") {
             return self.mastership(value, modified);
         }
