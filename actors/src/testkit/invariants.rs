@@ -118,6 +118,16 @@ impl Invariants {
         &self.registry
     }
 
+    /// The tasks as told so far.
+    pub fn tasks(&mut self) -> &mut Tasks {
+        &mut self.tasks
+    }
+
+    /// See [`Tasks::peak`].
+    pub fn peak(&self, node: &str, life: u32) -> usize {
+        self.tasks.peak(node, life)
+    }
+
     /// Takes one record.
     ///
     /// # Errors

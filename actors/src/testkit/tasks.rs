@@ -23,6 +23,8 @@ pub struct Tasks {
     /// Attempts started by each process.
     started: BTreeMap<Place, BTreeSet<(String, Attempt)>>,
     running: BTreeMap<Place, BTreeSet<(String, Attempt)>>,
+    /// The most that each process ran side by side since [`Tasks::forget_peaks`].
+    peaks: BTreeMap<Place, usize>,
     /// Attempts side by side that a worker grants; 0 when not known.
     capacity: usize,
 }
@@ -34,6 +36,7 @@ impl Tasks {
             told: BTreeMap::new(),
             started: BTreeMap::new(),
             running: BTreeMap::new(),
+            peaks: BTreeMap::new(),
             capacity,
         }
     }
@@ -66,6 +69,17 @@ impl Tasks {
         }
     }
 
+    /// The most that a process ran side by side since [`Tasks::forget_peaks`].
+    pub fn peak(&self, node: &str, life: u32) -> usize {
+        let peak = self.peaks.get(&(node.to_owned(), life));
+        peak.copied().unwrap_or(0)
+    }
+
+    /// Measures peaks anew.
+    pub fn forget_peaks(&mut self) {
+        self.peaks.clear();
+    }
+
     /// WorkerActor began anew: what its predecessor ran went with it.
     pub fn worker_restarted(&mut self, record: &Record) {
         self.running.remove(&(record.node.clone(), record.life));
@@ -75,6 +89,8 @@ impl Tasks {
         let this = (task, attempt);
         let running = self.running.entry(place.clone()).or_default();
         running.insert(this.clone());
+        let peak = self.peaks.entry(place.clone()).or_default();
+        *peak = running.len().max(*peak);
         let (count, limit) = (running.len(), self.capacity);
         if limit != 0 && count > limit {
             return Some((

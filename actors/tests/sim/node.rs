@@ -45,6 +45,10 @@ pub const PORT: u16 = 22222;
 const FIRST_PID: u32 = 5_000_000;
 const MAILBOX: usize = 1024;
 
+/// The input of a task that always succeeds, and how long it takes.
+pub const PROBE: &str = "1000";
+const PROBE_TAKES: Duration = Duration::from_secs(1);
+
 /// What all nodes of a run have in common.
 #[derive(Clone, Debug)]
 pub struct Make {
@@ -87,7 +91,7 @@ impl Handler<Inbound> for Nowhere {
     fn handle(&mut self, _: Inbound, _: &mut Context<Self>) {}
 }
 
-/// Takes its time by chance; now and then it fails, or panics.
+/// Takes its time by chance; now and then it fails.
 struct SimJob {
     longest: Duration,
 }
@@ -98,6 +102,12 @@ impl Job for SimJob {
     }
 
     fn run(&self, input: Bytes, _: JobContext) -> BoxFuture<'static, Result<Bytes, JobError>> {
+        if input == PROBE {
+            return Box::pin(async move {
+                sleep(PROBE_TAKES).await;
+                Ok(input)
+            });
+        }
         let longest = self.longest.as_millis() as u64;
         Box::pin(async move {
             let (wait, fate) = {

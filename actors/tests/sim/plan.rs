@@ -156,6 +156,18 @@ impl Plan {
     }
 }
 
+impl Plan {
+    /// Whether a stream between two nodes may lose a segment, which this network never sends again.
+    pub fn loses_segments(&self) -> bool {
+        self.faults.iter().any(|(_, fault)| {
+            matches!(
+                fault,
+                Fault::PowerLoss { .. } | Fault::OneWay { .. } | Fault::Split { way: Way::Drop, .. }
+            )
+        })
+    }
+}
+
 fn some(nodes: usize, rng: &mut StdRng) -> Vec<usize> {
     let mut side: Vec<usize> = (0..nodes).filter(|_| rng.random_bool(0.4)).collect();
     if side.is_empty() {

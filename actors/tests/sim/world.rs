@@ -26,8 +26,9 @@ const FINISHED_WITHIN: Duration = Duration::from_secs(60);
 /// So long after the last fault nobody may be condemned or deposed: the longest suspicion, and the idle time of a session
 /// that a lost segment has blocked.
 const CALM: Duration = Duration::from_secs(25);
-/// Tasks handed in at the end: they must finish.
-const PROBES: usize = 3;
+
+/// A session whose stream is stuck is given up within this: its idle time, and a bit.
+const STUCK: Duration = Duration::from_secs(12);
 
 /// What came of a run.
 pub struct Outcome {
@@ -169,9 +170,17 @@ impl World<'_> {
         let began = self.sim.elapsed();
         self.settle()?;
         *settled_after = Some(self.sim.elapsed().saturating_sub(began));
+        if self.plan.loses_segments() {
+            // A stream that lost a segment looks well until its idle time is over.
+            self.for_time(STUCK)?;
+            self.settle()?;
+        }
         self.finish_probes()?;
         self.for_time(self.plan.calm)?;
-        if let Some(why) = self.unsettled() {
+        if self.plan.calm < CALM {
+            // A stream that lost a segment may show only now.
+            self.settle()?;
+        } else if let Some(why) = self.unsettled() {
             self.world("sim.view", &[("what", &why)]);
             self.check()?;
         }
@@ -189,7 +198,8 @@ impl World<'_> {
         while self.sim.elapsed() < began + self.plan.safety {
             while let Some((_, node)) = submits.next_if(|(at, _)| began + *at <= self.sim.elapsed())
             {
-                self.submit(&name(node));
+                let number = self.rng.random_range(30..60).to_string();
+                self.submit(&name(node), number);
             }
             self.step()?;
         }
@@ -207,10 +217,9 @@ impl World<'_> {
         self.step()
     }
 
-    fn submit(&mut self, node: &str) -> TaskId {
+    fn submit(&mut self, node: &str, input: String) -> TaskId {
         let id = TaskId::new(EPOCH_SECONDS * 1000, &mut self.rng);
-        let number = self.rng.random_range(30..60).to_string();
-        self.stage.borrow().order(node, Order::Submit(id, number));
+        self.stage.borrow().order(node, Order::Submit(id, input));
         id
     }
 
@@ -534,19 +543,28 @@ impl World<'_> {
         (leaders != 1).then(|| format!("{leaders} nodes lead"))
     }
 
-    /// Tasks handed in now must end.
+    /// Tasks handed in now must end, and every worker must get as much as it grants: a credit that was lost on the way would
+    /// show here.
     fn finish_probes(&mut self) -> Result<(), Violation> {
         let Some(master) = self.master() else {
             return Ok(());
         };
-        let mut open: Vec<TaskId> = (0..PROBES).map(|_| self.submit(&master)).collect();
-        let until = self.sim.elapsed() + FINISHED_WITHIN;
+        let workers: Vec<String> = (0..self.plan.nodes)
+            .map(name)
+            .filter(|node| self.plan.nodes == 1 || *node != master)
+            .collect();
+        let capacity = self.plan.make.capacity as usize;
+        self.invariants.tasks().forget_peaks();
+        let mut open: Vec<TaskId> = (0..workers.len() * capacity * 2)
+            .map(|_| self.submit(&master, node::PROBE.to_owned()))
+            .collect();
+        let began = self.sim.elapsed();
         while !open.is_empty() {
             self.for_time(Duration::from_millis(250))?;
             let stage = self.stage.borrow();
             let ended = |id: &TaskId| {
                 let id = id.to_string();
-                stage.trace.iter().rev().any(|r| {
+                stage.trace.iter().rev().take(5000).any(|r| {
                     let over = ["done", "failed", "dead"].contains(&r.get("state"));
                     r.event == "sim.task" && r.get("task") == id && over
                 })
@@ -556,16 +574,27 @@ impl World<'_> {
                 stage.order(&master, Order::Look(*id));
             }
             drop(stage);
-            if self.sim.elapsed() > until {
-                let what = format!(
-                    "task {} was handed in when all was well and has not ended",
-                    open[0]
-                );
-                self.world("sim.unfinished", &[("what", &what)]);
-                return self.check();
+            if self.sim.elapsed() > began + FINISHED_WITHIN {
+                let what = format!("task {} was handed in when all was well and has not ended", open[0]);
+                return self.broken("sim.unfinished", &what);
             }
         }
-        Ok(())
+        let short: Vec<&String> = {
+            let stage = self.stage.borrow();
+            let life = |node: &str| stage.seats.get(node).map_or(0, |seat| seat.life);
+            let peak = |node: &str| self.invariants.peak(node, life(node));
+            workers.iter().filter(|node| peak(node) < capacity).collect()
+        };
+        if short.is_empty() {
+            return Ok(());
+        }
+        let what = format!("{short:?} never ran the {capacity} attempts side by side that they grant, though work was waiting");
+        self.broken("sim.unfinished", &what)
+    }
+
+    fn broken(&mut self, event: &str, what: &str) -> Result<(), Violation> {
+        self.world(event, &[("what", what)]);
+        self.check()
     }
 
     fn master(&self) -> Option<String> {
