@@ -9,6 +9,7 @@ pub mod events;
 pub mod id;
 pub mod job;
 pub mod master;
+pub mod planted;
 pub mod registry;
 pub mod sample;
 pub mod supervisor;

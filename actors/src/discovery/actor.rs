@@ -16,6 +16,7 @@ use super::{EpochSeen, NewMaster, Reborn, Retire, StepDown, StepDownError};
 use crate::cluster::{Cluster, ClusterChanged, Member, MemberRemoved, MemberState};
 use crate::id::{Epoch, Incarnation, NodeId};
 use crate::master::{HandOverTo, Lead, MasterReborn, StandDown};
+use crate::planted;
 use crate::registry::actor::{Challenge, Claim, Condemn, RegistryEvent, Relist, Resend, Resign};
 use crate::registry::session::View;
 use crate::time::now;
@@ -351,12 +352,17 @@ impl DiscoveryActor {
         self.reborn_master = false;
         log::warn!(target: "discovery", event = "master.demoted", epoch = epoch.to_string(), seen = self.seed.fence.current().to_string(), reason = why; "this node is no longer master");
         let why = why.to_owned();
-        self.seed.master.stand_down.do_send(StandDown { why });
+        if !planted::is("stand-down-not-told") {
+            self.seed.master.stand_down.do_send(StandDown { why });
+        }
     }
 
     /// Somebody acts under a higher epoch than ours.
     fn epoch_seen(&mut self, epoch: Epoch, ctx: &mut Context<Self>) {
         self.seed.fence.raise(epoch);
+        if planted::is("higher-epoch-ignored") {
+            return;
+        }
         if let Some(ours) = self.leading.filter(|ours| epoch > *ours && !self.claiming) {
             self.lose_mastership(ours, "a higher epoch was seen");
             self.seed.registry.relist.do_send(Relist);
@@ -618,7 +624,9 @@ impl DiscoveryActor {
 
     fn take_view(&mut self, view: Arc<View>, ctx: &mut Context<Self>) {
         let now = now();
-        if let Some(master) = &view.master {
+        if let Some(master) = &view.master
+            && !planted::is("epoch-not-seeded")
+        {
             self.seed.fence.raise(master.epoch);
         }
         let suspects: Vec<NodeId> = {
@@ -648,7 +656,8 @@ impl DiscoveryActor {
                 why: "no longer registered".to_owned(),
             };
             self.echoes.remove(&r.id);
-            for recipient in &self.seed.removed {
+            let told = !planted::is("removal-not-told");
+            for recipient in self.seed.removed.iter().filter(|_| told) {
                 recipient.do_send(gone.clone());
             }
         }

@@ -383,7 +383,8 @@ impl Ledger {
         }
         self.unqueue(id);
         let task = self.tasks.get_mut(&id)?;
-        let n = task.tries.last().map_or(0, |t| t.attempt.n) + 1;
+        let before = task.tries.last().map_or(0, |t| t.attempt.n);
+        let n = before.max(1) + u32::from(before > 0 && !crate::planted::is("same-attempt-again"));
         let attempt = Attempt { epoch, n };
         task.begin(attempt, worker, 0);
         let assignment = Assignment {
@@ -463,6 +464,9 @@ impl Ledger {
         };
         let heard = |t: &Try| t.attempt == token && t.worker.id == from && t.finished_ms > 0;
         if task.tries.iter().any(heard) {
+            if crate::planted::is("result-recorded-twice") {
+                return Verdict::Recorded;
+            }
             return Verdict::Repeated;
         }
         let refused = |r: &Refusal| r.attempt == token && r.worker == from;
@@ -578,6 +582,9 @@ impl Ledger {
             spent: true,
             back_off: false,
         };
+        if crate::planted::is("lost-worker-keeps-tasks") {
+            return Vec::new();
+        }
         let lost = self.leased_to(worker).into_iter();
         lost.filter_map(|attempt| self.lose(attempt, loss, at_ms, now))
             .collect()
@@ -646,7 +653,8 @@ impl Ledger {
                 return Err("the task is already finished");
             }
             let last = task.tries.last();
-            if last.is_some_and(|last| last.attempt > token) {
+            let newer = last.is_some_and(|last| last.attempt > token);
+            if newer && !crate::planted::is("adopts-the-superseded") {
                 return Err("a newer attempt superseded it");
             }
             let same = last.filter(|last| last.attempt == token);
@@ -833,6 +841,9 @@ impl Ledger {
 
 /// Why a result of this token may not be recorded.
 fn unfit(task: &Task, token: Attempt, from: NodeId) -> Option<&'static str> {
+    if crate::planted::is("late-result-accepted") && task.state.is_open() {
+        return None;
+    }
     if !task.state.is_open() {
         return Some("the task is already finished");
     }

@@ -90,7 +90,8 @@ impl Desk {
         self.granted = if self.draining {
             0
         } else {
-            self.capacity.saturating_sub(running)
+            let lost = u32::from(crate::planted::is("credit-lost-in-report"));
+            self.capacity.saturating_sub(running).saturating_sub(lost)
         };
         let part = Report {
             epoch,
@@ -149,13 +150,15 @@ impl Desk {
             .seen
             .get(&attempt.task)
             .is_some_and(|seen| *seen >= attempt.attempt)
+            && !crate::planted::is("started-again")
         {
             return Intake::Known(attempt);
         }
-        if self.granted == 0 || self.draining {
+        let spent = self.granted == 0 && !crate::planted::is("beyond-credit");
+        if spent || self.draining {
             return Intake::HandBack(attempt);
         }
-        self.granted -= 1;
+        self.granted = self.granted.saturating_sub(1);
         self.see(attempt);
         self.running.insert(attempt, (assignment.clone(), 0));
         Intake::Start(assignment)
@@ -183,8 +186,10 @@ impl Desk {
     /// like it ran.
     pub fn finished(&mut self, result: TaskResult) -> Option<u32> {
         let (assignment, _) = self.running.remove(&result.attempt)?;
-        self.held.insert(result.attempt, (result, assignment));
-        if self.draining || self.serving.is_none() {
+        if !crate::planted::is("result-forgotten") {
+            self.held.insert(result.attempt, (result, assignment));
+        }
+        if self.draining || self.serving.is_none() || crate::planted::is("credit-lost") {
             return Some(0);
         }
         self.granted += 1;

@@ -14,6 +14,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use plan::Plan;
+use troupe_actors::planted;
 use world::{Outcome, run, transcript};
 
 /// Records shown of a run that failed; all of them with `SIM_FULL=1`.
@@ -147,6 +148,83 @@ fn no_seed_breaks_an_invariant() {
         panic!("{said}failed seeds: {seeds:?}");
     }
     assert!(sum.runs > 0);
+}
+
+/// Runs the standard seeds with a bug in place until it is caught so many times; answers the seeds and the invariants.
+fn hunt(bug: &'static str, seeds: u64, times: usize) -> Vec<(u64, u8)> {
+    let mut caught = Vec::new();
+    for seed in 1..=seeds {
+        planted::plant(Some(bug));
+        let outcome = catch_unwind(AssertUnwindSafe(|| run(Plan::of(seed))));
+        planted::plant(None);
+        let violation = match outcome {
+            Ok(outcome) => outcome.violation.map(|v| v.invariant),
+            // An assertion of production code itself, outside of any actor.
+            Err(_) => Some(0),
+        };
+        caught.extend(violation.map(|invariant| (seed, invariant)));
+        if caught.len() >= times {
+            break;
+        }
+    }
+    caught
+}
+
+/// Bugs that the first few seeds show: that the simulation can fail at all.
+#[test]
+fn a_few_planted_bugs_are_caught_at_once() {
+    for bug in [
+        "never-suspects",
+        "credit-lost",
+        "one-restart-too-few",
+        "impatient",
+    ] {
+        let caught = hunt(bug, 12, 1);
+        assert!(!caught.is_empty(), "{bug} was not caught by 12 seeds");
+    }
+}
+
+/// The table of `docs/testing.md`: `SIM_PLANTED=1` hunts every planted bug through `SIM_SEEDS` seeds.
+#[test]
+fn every_planted_bug_is_caught() {
+    if env("SIM_PLANTED").is_none() {
+        return;
+    }
+    let seeds = env("SIM_SEEDS").unwrap_or(100);
+    let threads = env("SIM_THREADS").unwrap_or(2) as usize;
+    let next = AtomicU64::new(0);
+    let table = Mutex::new(BTreeMap::new());
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let at = next.fetch_add(1, Ordering::Relaxed) as usize;
+                    let Some((bug, _)) = planted::BUGS.get(at) else {
+                        return;
+                    };
+                    let caught = hunt(bug, seeds, 3);
+                    println!("{bug}: {caught:?}");
+                    table
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .insert(*bug, caught);
+                }
+            });
+        }
+    });
+    let table = table.into_inner().unwrap_or_else(PoisonError::into_inner);
+    println!("| bug | what it does | caught by | seeds |\n|---|---|---|---|");
+    for (bug, what) in planted::BUGS {
+        let caught = &table[bug];
+        let by: std::collections::BTreeSet<u8> = caught.iter().map(|(_, n)| *n).collect();
+        let seeds: Vec<u64> = caught.iter().map(|(seed, _)| *seed).collect();
+        println!("| `{bug}` | {what} | {by:?} | {seeds:?} |");
+    }
+    let missed: Vec<_> = table
+        .iter()
+        .filter(|(_, caught)| caught.is_empty())
+        .collect();
+    assert!(missed.is_empty(), "not caught by {seeds} seeds: {missed:?}");
 }
 
 /// One seed, with everything it said: `SIM_SEED=n`.

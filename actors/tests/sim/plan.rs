@@ -162,7 +162,9 @@ impl Plan {
         self.faults.iter().any(|(_, fault)| {
             matches!(
                 fault,
-                Fault::PowerLoss { .. } | Fault::OneWay { .. } | Fault::Split { way: Way::Drop, .. }
+                Fault::PowerLoss { .. }
+                    | Fault::OneWay { .. }
+                    | Fault::Split { way: Way::Drop, .. }
             )
         })
     }

@@ -575,7 +575,10 @@ impl World<'_> {
             }
             drop(stage);
             if self.sim.elapsed() > began + FINISHED_WITHIN {
-                let what = format!("task {} was handed in when all was well and has not ended", open[0]);
+                let what = format!(
+                    "task {} was handed in when all was well and has not ended",
+                    open[0]
+                );
                 return self.broken("sim.unfinished", &what);
             }
         }
@@ -583,12 +586,17 @@ impl World<'_> {
             let stage = self.stage.borrow();
             let life = |node: &str| stage.seats.get(node).map_or(0, |seat| seat.life);
             let peak = |node: &str| self.invariants.peak(node, life(node));
-            workers.iter().filter(|node| peak(node) < capacity).collect()
+            workers
+                .iter()
+                .filter(|node| peak(node) < capacity)
+                .collect()
         };
         if short.is_empty() {
             return Ok(());
         }
-        let what = format!("{short:?} never ran the {capacity} attempts side by side that they grant, though work was waiting");
+        let what = format!(
+            "{short:?} never ran the {capacity} attempts side by side that they grant, though work was waiting"
+        );
         self.broken("sim.unfinished", &what)
     }
 
