@@ -75,9 +75,10 @@ impl Tasks {
         peak.copied().unwrap_or(0)
     }
 
-    /// Measures peaks anew.
+    /// Measures peaks anew, from what runs now.
     pub fn forget_peaks(&mut self) {
-        self.peaks.clear();
+        let running = self.running.iter();
+        self.peaks = running.map(|(p, r)| (p.clone(), r.len())).collect();
     }
 
     /// WorkerActor began anew: what its predecessor ran went with it.

@@ -122,15 +122,21 @@ impl Plan {
             })
             .collect();
         let least = ms(&mut rng, 1, 3);
+        let capacity = rng.random_range(1..=4);
+        let longest_job = ms(&mut rng, 10, 4000);
+        // On average at most half of what there is to work with.
+        let workers = (nodes as u32 - 1).max(1);
+        let bearable = longest_job / (capacity * workers);
+        let every = bearable + ms(&mut rng, 100, 1500);
         Self {
             seed,
             nodes,
             make: Make {
-                capacity: rng.random_range(1..=4),
+                capacity,
                 ttl: Duration::from_secs([4, 10, 120][rng.random_range(0..3)]),
                 relist: Duration::from_secs([3, 30][rng.random_range(0..2)]),
-                generator: rng.random_bool(0.7).then(|| ms(&mut rng, 100, 1500)),
-                longest_job: ms(&mut rng, 10, 4000),
+                generator: rng.random_bool(0.7).then_some(every),
+                longest_job,
             },
             latency: (least, least + ms(&mut rng, 0, 30)),
             tick: Duration::from_millis([2, 5, 5, 5][rng.random_range(0..4)]),
