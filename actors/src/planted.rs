@@ -98,10 +98,6 @@ mod chosen {
             "epoch-not-seeded",
             "the fence is not raised by the master key",
         ),
-        (
-            "higher-epoch-ignored",
-            "a higher epoch heard of deposes nobody",
-        ),
         ("never-claims", "a vacant mastership is not claimed"),
         ("one-restart-too-many", "the restart window allows one more"),
         ("one-restart-too-few", "the restart window allows one less"),

@@ -235,7 +235,7 @@ impl DiscoveryActor {
         let registered = peer.registered.clone();
         let name = registered.registration.name.clone();
         let silent = now.saturating_duration_since(peer.heard);
-        log::warn!(target: "discovery", event = "peer.condemned", peer = name, reason = evidence.as_str(), duration_ms = silent.as_millis() as u64, witnesses = peer.witnesses.len(); "verdict: dead");
+        log::warn!(target: "discovery", event = "peer.condemned", peer = name, incarnation = registered.incarnation.0, reason = evidence.as_str(), duration_ms = silent.as_millis() as u64, witnesses = peer.witnesses.len(); "verdict: dead");
         let was_master = self
             .view
             .seated()
@@ -360,7 +360,7 @@ impl DiscoveryActor {
     /// Somebody acts under a higher epoch than ours.
     fn epoch_seen(&mut self, epoch: Epoch, ctx: &mut Context<Self>) {
         self.seed.fence.raise(epoch);
-        if planted::is("higher-epoch-ignored") {
+        if planted::is("deposed-leads-on") {
             return;
         }
         if let Some(ours) = self.leading.filter(|ours| epoch > *ours && !self.claiming) {

@@ -123,6 +123,11 @@ impl Invariants {
         &mut self.tasks
     }
 
+    /// See [`Tasks::oldest_lease`].
+    pub fn oldest_lease(&self, epoch: Epoch) -> Option<(&str, Duration)> {
+        self.tasks.oldest_lease(epoch)
+    }
+
     /// See [`Tasks::peak`].
     pub fn peak(&self, node: &str, life: u32) -> usize {
         self.tasks.peak(node, life)
@@ -357,6 +362,7 @@ impl Invariants {
                     record.get("reason")
                 ),
             )),
+            "sim.false_verdict" => Some((13, record.get("what").to_owned())),
             "sim.submitted" => {
                 *self
                     .submitted
@@ -367,7 +373,9 @@ impl Invariants {
             "sim.answered" => self.answered(record),
             "sim.view" => Some((9, record.get("what").to_owned())),
             "sim.leak" => Some((12, record.get("what").to_owned())),
-            "sim.unsettled" | "sim.unfinished" => Some((14, record.get("what").to_owned())),
+            "sim.unsettled" | "sim.unfinished" | "sim.late" => {
+                Some((14, record.get("what").to_owned()))
+            }
             _ => None,
         }
     }

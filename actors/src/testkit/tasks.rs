@@ -1,6 +1,7 @@
 //! What tasks must obey, whoever leads: one result, attempts that only rise, no second start, no more than granted. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use super::trace::Record;
 use crate::id::Epoch;
@@ -12,6 +13,8 @@ type Attempt = (Epoch, u32);
 #[derive(Debug, Default)]
 struct Told {
     newest: Option<Attempt>,
+    /// Since when the newest attempt is with a worker.
+    leased: Option<Duration>,
     recorded: Option<Attempt>,
 }
 
@@ -56,10 +59,21 @@ impl Tasks {
                 self.running.get_mut(&place)?.remove(&(task, attempt));
                 None
             }
-            "task.assigned" => self.assign(task, record.epoch("epoch")?, attempt),
+            "task.assigned" => {
+                let wrong = self.assign(task.clone(), record.epoch("epoch")?, attempt);
+                let told = self.told.entry((task, record.epoch("epoch")?)).or_default();
+                told.leased = Some(record.at);
+                wrong
+            }
             "task.adopted" => {
                 let told = self.told.entry((task, record.epoch("epoch")?)).or_default();
                 told.newest = told.newest.max(Some(attempt));
+                told.leased = Some(record.at);
+                None
+            }
+            "task.requeued" | "task.dead" => {
+                let told = self.told.entry((task, record.epoch("epoch")?)).or_default();
+                told.leased = None;
                 None
             }
             "task.finished" | "task.failed" => {
@@ -67,6 +81,13 @@ impl Tasks {
             }
             _ => None,
         }
+    }
+
+    /// The attempt that is with a worker for longest under this epoch, and since when.
+    pub fn oldest_lease(&self, epoch: Epoch) -> Option<(&str, Duration)> {
+        let of_reign = self.told.iter().filter(|((_, e), _)| *e == epoch);
+        let leased = of_reign.filter_map(|((task, _), told)| Some((task.as_str(), told.leased?)));
+        leased.min_by_key(|(_, since)| *since)
     }
 
     /// The most that a process ran side by side since [`Tasks::forget_peaks`].
@@ -153,6 +174,7 @@ impl Tasks {
             ));
         }
         told.recorded = Some(attempt);
+        told.leased = None;
         let superseded = told.newest.is_some_and(|newest| attempt < newest);
         superseded.then(|| {
             (

@@ -40,6 +40,13 @@ impl Record {
         self
     }
 
+    /// The same values under another name.
+    #[must_use]
+    pub fn named(mut self, event: &str) -> Self {
+        event.clone_into(&mut self.event);
+        self
+    }
+
     /// A value as text; empty when it is not there.
     pub fn get(&self, key: &str) -> &str {
         self.fields.get(key).map_or("", String::as_str)

@@ -47,7 +47,7 @@ const MAILBOX: usize = 1024;
 
 /// The input of a task that always succeeds, and how long it takes.
 pub const PROBE: &str = "1000";
-const PROBE_TAKES: Duration = Duration::from_secs(1);
+pub const PROBE_TAKES: Duration = Duration::from_secs(1);
 
 /// What all nodes of a run have in common.
 #[derive(Clone, Debug)]
@@ -381,7 +381,7 @@ impl Node {
                 heir: None,
                 why: "the simulation asked for it".to_owned(),
             }),
-            Order::Drain | Order::Revoke(_) => {}
+            Order::Drain | Order::Revoke(_) | Order::Unregister(_) => {}
         }
     }
 

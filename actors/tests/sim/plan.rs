@@ -46,11 +46,15 @@ pub enum Fault {
     RegistryDown { lasting: Duration },
     /// A lease is ended behind its owner's back.
     Revoke { node: usize },
-    /// An actor fails.
+    /// A registration is deleted behind its owner's back, as by a wrongful verdict.
+    Unregister { node: usize },
+    /// An actor fails, so many times, so long apart.
     Kill {
         node: usize,
         actor: &'static str,
         how: How,
+        times: u32,
+        apart: Duration,
     },
     /// Mastership is given up.
     StepDown { node: usize },
@@ -82,6 +86,8 @@ pub struct Plan {
     /// Tasks handed in during the safety phase: when, and at which node.
     pub submits: Vec<(Duration, usize)>,
     pub safety: Duration,
+    /// There is one fault and nothing else.
+    pub single: bool,
     /// How long nothing is wrong at the end, to see that nothing happens.
     pub calm: Duration,
 }
@@ -92,6 +98,12 @@ fn ms(rng: &mut StdRng, from: u64, to: u64) -> Duration {
     Duration::from_millis(rng.random_range(from..=to))
 }
 
+/// From a millisecond to `most`, short ones as likely as long ones.
+fn span(rng: &mut StdRng, most: u64) -> Duration {
+    let exponent = rng.random_range(0.0..=(most as f64).ln());
+    Duration::from_secs_f64(exponent.exp() / 1000.0)
+}
+
 impl Plan {
     /// The plan of a seed.
     pub fn of(seed: u64) -> Self {
@@ -99,20 +111,37 @@ impl Plan {
         let nodes = [1, 2, 3, 3, 3, 4, 5, 5, 6, 7][rng.random_range(0..10)];
         let safety = ms(&mut rng, 5_000, 20_000);
         // A swarm: each kind of fault is in or out, and how many there are is drawn too.
-        let kinds: Vec<u32> = (0..11).filter(|_| rng.random_bool(0.5)).collect();
+        let kinds: Vec<u32> = (0..12).filter(|_| rng.random_bool(0.5)).collect();
         let count = if kinds.is_empty() {
             0
         } else {
             rng.random_range(1..=8)
         };
+        let mut at = Duration::ZERO;
         let mut faults: Vec<(Duration, Fault)> = (0..count)
             .map(|_| {
                 let kind = kinds[rng.random_range(0..kinds.len())];
-                let at = ms(&mut rng, 0, safety.as_millis() as u64);
+                // Every other one comes on the heels of the one before: races are between faults, not between calm moments.
+                at = if rng.random_bool(0.5) {
+                    at + span(&mut rng, 300)
+                } else {
+                    ms(&mut rng, 0, safety.as_millis() as u64)
+                };
                 (at, fault(kind, nodes, &mut rng))
             })
             .collect();
         faults.sort_by_key(|(at, _)| *at);
+        // One run in four has one fault and nothing else, for what must happen in time or not at all.
+        let single = rng.random_bool(0.25);
+        if single {
+            let kind = rng.random_range(0..12);
+            faults = vec![(Duration::from_secs(4), alone(fault(kind, nodes, &mut rng)))];
+        }
+        let safety = if single {
+            Duration::from_secs(13)
+        } else {
+            safety
+        };
         let submits = (0..rng.random_range(0..=20))
             .map(|_| {
                 (
@@ -151,6 +180,7 @@ impl Plan {
                 })
                 .collect(),
             faults,
+            single,
             submits,
             safety,
             calm: if rng.random_bool(0.1) {
@@ -163,6 +193,24 @@ impl Plan {
 }
 
 impl Plan {
+    /// Whether nothing in it is a reason to condemn a process that runs.
+    pub fn is_harmless(&self) -> bool {
+        let harmless = |fault: &Fault| match fault {
+            Fault::OneWay { .. } => self.nodes >= 3,
+            Fault::Slow { .. }
+            | Fault::NoRegistry { .. }
+            | Fault::StepDown { .. }
+            | Fault::Kill { .. }
+            | Fault::RegistryDown { .. }
+            | Fault::Revoke { .. }
+            | Fault::Unregister { .. } => true,
+            // The registry still carries challenges to the other side.
+            Fault::Split { .. } => self.nodes == 2,
+            Fault::Crash { .. } | Fault::PowerLoss { .. } | Fault::Drain { .. } => false,
+        };
+        self.single && self.faults.iter().all(|(_, fault)| harmless(fault))
+    }
+
     /// Whether a stream between two nodes may lose a segment, which this network never sends again.
     pub fn loses_segments(&self) -> bool {
         self.faults.iter().any(|(_, fault)| {
@@ -174,6 +222,16 @@ impl Plan {
             )
         })
     }
+}
+
+/// A fault that is alone lasts: long enough for all that follows from it.
+fn alone(mut fault: Fault) -> Fault {
+    match &mut fault {
+        Fault::Crash { down, .. } | Fault::PowerLoss { down, .. } => *down = Duration::from_secs(8),
+        Fault::Kill { times, .. } => *times = 1,
+        _ => {}
+    }
+    fault
 }
 
 fn some(nodes: usize, rng: &mut StdRng) -> Vec<usize> {
@@ -192,8 +250,8 @@ fn fault(kind: u32, nodes: usize, rng: &mut StdRng) -> Fault {
     } else {
         Way::Drop
     };
-    let down = ms(rng, 100, 8_000);
-    let lasting = ms(rng, 200, 9_000);
+    let down = span(rng, 8_000);
+    let lasting = span(rng, 9_000);
     match kind {
         0 => Fault::Crash { node, down },
         1 => Fault::PowerLoss { node, down },
@@ -221,10 +279,21 @@ fn fault(kind: u32, nodes: usize, rng: &mut StdRng) -> Fault {
             } else {
                 How::Stop
             };
-            Fault::Kill { node, actor, how }
+            Fault::Kill {
+                node,
+                actor,
+                how,
+                times: if rng.random_bool(0.3) {
+                    rng.random_range(2..=8)
+                } else {
+                    1
+                },
+                apart: span(rng, 3_000),
+            }
         }
         8 => Fault::StepDown { node },
         9 => Fault::Drain { node },
+        10 => Fault::Unregister { node },
         _ => Fault::Slow {
             a: node,
             b: other,

@@ -12,7 +12,7 @@ use troupe_actors::chance;
 use troupe_actors::registry::embedded::{Config, Limits, Service};
 use troupe_actors::registry::etcd::EtcdBackend;
 use troupe_actors::registry::{
-    Backend, Change, Kv, Listing, RegistryError, Stamp, Timeouts, WatchStream,
+    Backend, Change, Kv, Listing, Op, RegistryError, Stamp, Timeouts, Txn, WatchStream,
 };
 use turmoil::net::TcpListener;
 
@@ -99,6 +99,7 @@ impl Seen {
                 }
                 order = orders.recv() => match order {
                     Some(Order::Revoke(node)) => self.revoke(backend, &node).await,
+                    Some(Order::Unregister(node)) => self.unregister(backend, &node).await,
                     Some(_) => {}
                     None => return Ok(()),
                 }
@@ -108,10 +109,26 @@ impl Seen {
 
     async fn revoke(&self, backend: &EtcdBackend, node: &str) {
         let key = format!("/sim/services/{node}:{}", crate::node::PORT);
+        note(&self.stage, "sim.revoked", &[("machine", node.to_owned())]);
         if let Some(kv) = self.keys.get(&key) {
             // The registry may be away: then there is nothing to revoke.
             backend.revoke(kv.lease).await.ok();
         }
+    }
+
+    async fn unregister(&self, backend: &EtcdBackend, node: &str) {
+        let key = format!("/sim/services/{node}:{}", crate::node::PORT);
+        note(
+            &self.stage,
+            "sim.unregistered",
+            &[("machine", node.to_owned())],
+        );
+        let delete = Txn {
+            then: vec![Op::Delete(key)],
+            ..Txn::default()
+        };
+        // The registry may be away: then there is nothing to delete.
+        backend.txn(delete).await.ok();
     }
 
     fn listed(&mut self, listing: Listing) {

@@ -7,7 +7,8 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use troupe_actors::cluster::MemberState;
-use troupe_actors::id::TaskId;
+use troupe_actors::id::{NodeId, TaskId};
+use troupe_actors::supervisor::How;
 use troupe_actors::testkit::capture::capture;
 use troupe_actors::testkit::invariants::{Invariants, Terms, Violation};
 use troupe_actors::testkit::trace::Record;
@@ -26,6 +27,15 @@ const FINISHED_WITHIN: Duration = Duration::from_secs(60);
 /// So long after the last fault nobody may be condemned or deposed: the longest suspicion, and the idle time of a session
 /// that a lost segment has blocked.
 const CALM: Duration = Duration::from_secs(25);
+
+/// How soon others must have removed whoever died while nothing else was wrong: by hard evidence…
+const GONE_AFTER_KILL: Duration = Duration::from_millis(900);
+/// …and by silence: suspicion, probe, challenge.
+const GONE_AFTER_POWER_LOSS: Duration = Duration::from_secs(5);
+/// A drained node's registration is gone when it ends; the witness hears of it a little later.
+const GONE_AFTER_DRAIN: Duration = Duration::from_millis(200);
+/// How long an attempt may be with a worker beyond the time its job takes.
+const LEASE_SLACK: Duration = Duration::from_secs(3);
 
 /// A session whose stream is stuck is given up within this: its idle time, and a bit.
 const STUCK: Duration = Duration::from_secs(12);
@@ -47,6 +57,9 @@ enum Act {
     Begin(usize, Fault),
     End(usize, Fault),
     Start(String),
+    Kill(usize, &'static str, How),
+    /// By now this identity must not be registered any more.
+    MustBeGone(NodeId, &'static str),
 }
 
 struct World<'a> {
@@ -175,6 +188,7 @@ impl World<'_> {
             self.for_time(STUCK)?;
             self.settle()?;
         }
+        self.no_lease_is_forgotten()?;
         self.finish_probes()?;
         self.for_time(self.plan.calm)?;
         if self.plan.calm < CALM {
@@ -210,7 +224,7 @@ impl World<'_> {
     fn end_faults(&mut self) -> Result<(), Violation> {
         let open: Vec<Act> = std::mem::take(&mut self.due).into_values().collect();
         for act in open {
-            if !matches!(act, Act::Begin(..)) {
+            if !matches!(act, Act::Begin(..) | Act::Kill(..)) {
                 self.act(act);
             }
         }
@@ -256,6 +270,15 @@ impl World<'_> {
         for record in &stage.trace[self.read..] {
             self.invariants.observe(record)?;
             unplanned(record)?;
+            if record.event == "peer.condemned" && self.plan.is_harmless() {
+                let what = format!(
+                    "{} was condemned though it lives and is heard by others: {}",
+                    record.get("peer"),
+                    record.get("reason")
+                );
+                self.invariants
+                    .observe(&record.clone().named("sim.false_verdict").with("what", what))?;
+            }
         }
         self.read = stage.trace.len();
         Ok(())
@@ -285,6 +308,25 @@ impl World<'_> {
                 self.end(n, &fault);
             }
             Act::Start(node) => self.start(&node),
+            Act::MustBeGone(id, why) => {
+                let registered = self.invariants.registry().registered();
+                let still = registered
+                    .filter(|(r, _)| r.id == id)
+                    .map(|(r, _)| r.name)
+                    .next();
+                if let Some(name) = still {
+                    let what = format!("{name} {why} and is still registered");
+                    self.world("sim.late", &[("what", &what)]);
+                }
+            }
+            Act::Kill(node, actor, how) => {
+                let node = name(node);
+                self.world(
+                    "sim.fault",
+                    &[("what", "an actor is killed"), ("machine", &node)],
+                );
+                self.stage.borrow().order(&node, Order::Kill(actor, how));
+            }
         }
     }
 
@@ -292,10 +334,12 @@ impl World<'_> {
         let now = self.sim.elapsed();
         match &fault {
             Fault::Crash { node, down } => {
+                self.expect_gone(*node, GONE_AFTER_KILL, "was killed");
                 self.crash(&name(*node));
                 self.plan_act(now + *down, Act::Start(name(*node)));
             }
             Fault::PowerLoss { node, down } => {
+                self.expect_gone(*node, GONE_AFTER_POWER_LOSS, "lost its power");
                 self.links.insert(n, fault.clone());
                 self.set_links();
                 self.crash(&name(*node));
@@ -318,12 +362,37 @@ impl World<'_> {
                 let order = Order::Revoke(name(*node));
                 self.stage.borrow().order("witness", order);
             }
-            Fault::Kill { node, actor, how } => {
-                let order = Order::Kill(actor, *how);
-                self.stage.borrow().order(&name(*node), order);
+            Fault::Unregister { node } => {
+                let order = Order::Unregister(name(*node));
+                self.stage.borrow().order("witness", order);
+            }
+            Fault::Kill {
+                node,
+                actor,
+                how,
+                times,
+                apart,
+            } => {
+                for n in 0..*times {
+                    let act = Act::Kill(*node, actor, *how);
+                    self.plan_act(now + *apart * n, act);
+                }
             }
             Fault::StepDown { node } => self.stage.borrow().order(&name(*node), Order::StepDown),
             Fault::Drain { node } => self.stage.borrow().order(&name(*node), Order::Drain),
+        }
+    }
+
+    /// Nothing else is wrong, so its death must be seen in time, by whoever else there is.
+    fn expect_gone(&mut self, node: usize, within: Duration, why: &'static str) {
+        let id = {
+            let stage = self.stage.borrow();
+            let seat = stage.seats.get(&name(node));
+            seat.filter(|seat| seat.up).map(|seat| seat.id)
+        };
+        if let Some(id) = id.filter(|_| self.plan.single && self.plan.nodes > 1) {
+            let at = self.sim.elapsed() + within;
+            self.plan_act(at, Act::MustBeGone(id, why));
         }
     }
 
@@ -454,6 +523,14 @@ impl World<'_> {
                 .collect()
         };
         for node in ended {
+            let (id, why) = {
+                let stage = self.stage.borrow();
+                let seat = &stage.seats[&node];
+                (seat.id, seat.ended.clone().unwrap_or_default())
+            };
+            if why == "drained" && self.plan.single {
+                self.plan_act(now + GONE_AFTER_DRAIN, Act::MustBeGone(id, "was drained"));
+            }
             self.crash(&node);
             self.plan_act(now + Duration::from_secs(1), Act::Start(node));
         }
@@ -598,6 +675,23 @@ impl World<'_> {
             "{short:?} never ran the {capacity} attempts side by side that they grant, though work was waiting"
         );
         self.broken("sim.unfinished", &what)
+    }
+
+    /// Once all is well no attempt stays with a worker for longer than its job takes.
+    fn no_lease_is_forgotten(&mut self) -> Result<(), Violation> {
+        let longest = self.plan.make.longest_job.max(node::PROBE_TAKES) + LEASE_SLACK;
+        self.for_time(longest)?;
+        let epoch = self.invariants.registry().epoch();
+        let oldest = self.invariants.oldest_lease(epoch);
+        let now = self.sim.elapsed();
+        let Some((task, since)) = oldest.filter(|(_, since)| *since + longest < now) else {
+            return Ok(());
+        };
+        let what = format!(
+            "task {task} is with a worker since {since:?}, {:?} is the longest job",
+            self.plan.make.longest_job
+        );
+        self.broken("sim.late", &what)
     }
 
     fn broken(&mut self, event: &str, what: &str) -> Result<(), Violation> {
