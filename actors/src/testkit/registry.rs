@@ -4,10 +4,14 @@
 //! revisions, and `sim.replaced` when an empty registry took the place of the one before.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::trace::Record;
 use crate::cluster::{MasterRecord, Registration};
 use crate::id::{Epoch, Generation, NodeId};
+
+/// A registry that lived for less than this may share its generation with the next.
+const BRIEF: Duration = Duration::from_secs(2);
 
 /// A key as last seen.
 #[derive(Clone, Debug)]
@@ -26,6 +30,7 @@ pub struct History {
     keys: BTreeMap<String, Key>,
     revision: i64,
     generation: Generation,
+    generated: Duration,
     /// Who made each epoch.
     owners: BTreeMap<Epoch, NodeId>,
 }
@@ -69,10 +74,13 @@ impl History {
         let old = self.keys.insert(name.to_owned(), key);
         if name.ends_with("/generation") {
             let generation = Generation(value.parse().unwrap_or(0));
-            if generation <= self.generation {
+            // Seconds tell registries apart that lived for longer; two within a second are told apart by their revisions.
+            let brief = record.at.saturating_sub(self.generated) < BRIEF;
+            if generation < self.generation || (generation == self.generation && !brief) {
                 return Some(format!("generation {value} does not rise"));
             }
             self.generation = generation;
+            self.generated = record.at;
         }
         // What was listed after a gap may owe its place to what is gone.
         if record.get("listed") == "true" {

@@ -1,7 +1,8 @@
 //! The simulated network, as the transport and the registry's client see it.
 //!
-//! turmoil drops what crosses a cut link, and a dropped SYN looks to the dialler like a refusal. A refusal is hard evidence
-//! here, so whoever dials over a cut link gets what a machine would give: silence.
+//! What turmoil does not know about connecting, and this does: a SYN over a link that carries nothing is sent again until
+//! the dialler loses patience (turmoil takes a lost one for a refusal, which here is hard evidence), and the kernel of a
+//! machine whose process is gone refuses at once (turmoil delivers nothing to a machine that is down).
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -15,7 +16,7 @@ use std::time::Duration;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio::time::{sleep, timeout};
 use tonic::transport::server::Connected;
 use tonic::transport::{Endpoint, Uri};
 use troupe_actors::registry::etcd::Dial;
@@ -27,9 +28,16 @@ use turmoil::net::{TcpListener, TcpStream};
 /// Where the registry answers.
 pub const REGISTRY: &str = "registry:2379";
 
+/// How soon a SYN that got no answer is sent again.
+const SYN_AGAIN: Duration = Duration::from_millis(20);
+/// A refusal takes a round trip.
+const REFUSED_AFTER: Duration = Duration::from_millis(5);
+
 thread_local! {
     /// Links that carry nothing, by direction.
     static CUT: RefCell<BTreeSet<(String, String)>> = const { RefCell::new(BTreeSet::new()) };
+    /// Machines without a process.
+    static DOWN: RefCell<BTreeSet<String>> = const { RefCell::new(BTreeSet::new()) };
 }
 
 /// From now on nothing goes from `from` to `to`, or it does again.
@@ -44,9 +52,40 @@ pub fn set_cut(from: &str, to: &str, cut: bool) {
     });
 }
 
-/// Every link carries again.
-pub fn mend_all() {
+/// From now on no process runs on this machine, or one does again.
+pub fn set_down(machine: &str, down: bool) {
+    DOWN.with_borrow_mut(|machines| {
+        if down {
+            machines.insert(machine.to_owned());
+        } else {
+            machines.remove(machine);
+        }
+    });
+}
+
+/// Every link carries again, and nothing is known of any machine.
+pub fn forget_all() {
     CUT.with_borrow_mut(BTreeSet::clear);
+    DOWN.with_borrow_mut(BTreeSet::clear);
+}
+
+/// A connection, as a kernel would make it; it may take for ever.
+async fn connect(me: &str, address: &str) -> io::Result<TcpStream> {
+    let peer = address.split(':').next().unwrap_or_default();
+    loop {
+        while is_cut(me, peer) {
+            sleep(SYN_AGAIN).await;
+        }
+        if DOWN.with_borrow(|machines| machines.contains(peer)) {
+            sleep(REFUSED_AFTER).await;
+            return Err(io::ErrorKind::ConnectionRefused.into());
+        }
+        match TcpStream::connect(address).await {
+            // It was cut while the SYN was under way.
+            Err(_) if is_cut(me, peer) => {}
+            connected => return connected,
+        }
+    }
 }
 
 fn is_cut(a: &str, b: &str) -> bool {
@@ -63,17 +102,11 @@ impl Network for SimNetwork {
     fn dial(&self, address: &str, within: Duration) -> Dialing {
         let (me, address) = (self.me.clone(), address.to_owned());
         Box::pin(async move {
-            let deadline = Instant::now() + within;
-            let peer = address.split(':').next().unwrap_or_default();
-            if !is_cut(&me, peer) {
-                match timeout_at(deadline, TcpStream::connect(address.as_str())).await {
-                    Ok(Ok(stream)) => return open(stream).map_err(silent),
-                    Ok(Err(why)) if !is_cut(&me, peer) => return Err(unconnected(&why)),
-                    _ => {}
-                }
+            match timeout(within, connect(&me, &address)).await {
+                Ok(Ok(stream)) => open(stream).map_err(silent),
+                Ok(Err(why)) => Err(unconnected(&why)),
+                Err(_) => Err(Unconnected::Silent(format!("no answer from {address}"))),
             }
-            sleep_until(deadline).await;
-            Err(Unconnected::Silent(format!("no answer from {address}")))
         })
     }
 }
@@ -125,17 +158,7 @@ pub fn dial_registry(me: &str) -> Dial {
         let me = me.clone();
         endpoint.connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
             let me = me.clone();
-            async move {
-                if !is_cut(&me, "registry") {
-                    let connected = TcpStream::connect(REGISTRY).await;
-                    if connected.is_ok() || !is_cut(&me, "registry") {
-                        return connected.map(TokioIo::new);
-                    }
-                }
-                // Longer than any call of the client may take.
-                sleep(Duration::from_secs(60)).await;
-                Err(io::ErrorKind::TimedOut.into())
-            }
+            async move { connect(&me, REGISTRY).await.map(TokioIo::new) }
         }))
     })
 }

@@ -103,7 +103,7 @@ pub fn run(plan: Plan) -> Outcome {
     drop(world);
     chance::seed(None);
     time::simulate_wall(None);
-    net::mend_all();
+    net::forget_all();
     let trace = std::mem::take(&mut stage.borrow_mut().trace);
     Outcome {
         plan,
@@ -119,7 +119,7 @@ fn prepare(plan: &Plan, stage: &Shared) {
     troupe_actors::supervisor::install_panic_hook();
     chance::seed(Some(plan.seed));
     time::simulate_wall(Some(wall_ms));
-    net::mend_all();
+    net::forget_all();
     let stage = stage.clone();
     capture(Some(Box::new(move |event, fields| {
         // Said while the stage itself is being changed: nothing of a node runs then.
@@ -441,8 +441,16 @@ impl World<'_> {
     fn set_link(&mut self, (a, b): &(String, String), to: Link) {
         let (a, b) = (a.as_str(), b.as_str());
         let (one, other) = (self.one_way(a, b), self.one_way(b, a));
-        net::set_cut(a, b, to == Link::Drop || (to == Link::OneWay && one));
-        net::set_cut(b, a, to == Link::Drop || (to == Link::OneWay && other));
+        net::set_cut(
+            a,
+            b,
+            matches!(to, Link::Drop | Link::Hold) || (to == Link::OneWay && one),
+        );
+        net::set_cut(
+            b,
+            a,
+            matches!(to, Link::Drop | Link::Hold) || (to == Link::OneWay && other),
+        );
         match to {
             Link::Fine => {
                 self.sim.repair(a, b);
@@ -484,6 +492,7 @@ impl World<'_> {
         // What the process says while it is torn down, it does not say in life.
         let trace = self.stage.borrow().trace.len();
         self.sim.crash(host);
+        net::set_down(host, true);
         let mut stage = self.stage.borrow_mut();
         stage.trace.truncate(trace);
         stage.act_as(None);
@@ -491,14 +500,12 @@ impl World<'_> {
     }
 
     fn start(&mut self, host: &str) {
-        let seat = |stage: &Shared| {
-            let stage = stage.borrow();
-            stage.seats.get(host).map(|seat| seat.up)
-        };
-        match seat(&self.stage) {
+        let up = self.stage.borrow().seats.get(host).map(|seat| seat.up);
+        match up {
             Some(true) => {}
             Some(false) => {
                 self.world("sim.up", &[("machine", host)]);
+                net::set_down(host, false);
                 self.sim.bounce(host);
             }
             None => {
