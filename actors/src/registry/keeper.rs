@@ -128,6 +128,7 @@ impl Session {
                 batch = watches.next() => {
                     let batch = batch.unwrap_or_else(|| Err(self.unreachable("every watch was closed")))?;
                     self.shared.borrow_mut().mirror.apply(batch);
+                    self.follow_generation().await?;
                 }
                 () = self.nudge.notified() => {
                     if !planted::is("never-relist") {
@@ -217,6 +218,16 @@ impl Session {
             self.tell_incarnation();
         }
         Ok(())
+    }
+
+    /// Somebody else found the registry replaced and said so in its generation key: what we hold is of the one before. To go
+    /// on under it would be refused by every peer, and an epoch claimed under it would be outbid by the key itself.
+    async fn follow_generation(&self) -> Result<(), RegistryError> {
+        let told = self.shared.borrow().mirror.generation(&self.keys);
+        if told == self.shared.borrow().generation {
+            return Ok(());
+        }
+        self.settle_generation(Continuity::Same).await
     }
 
     /// A restored registry may hold an old registration of ours: it belongs to another generation.
