@@ -381,7 +381,7 @@ impl Node {
                 heir: None,
                 why: "the simulation asked for it".to_owned(),
             }),
-            Order::Drain | Order::Revoke(_) | Order::Unregister(_) => {}
+            Order::Drain | Order::Revoke(_) | Order::Unregister(_) | Order::Renew => {}
         }
     }
 

@@ -48,6 +48,8 @@ pub enum Fault {
     Revoke { node: usize },
     /// A registration is deleted behind its owner's back, as by a wrongful verdict.
     Unregister { node: usize },
+    /// Another node has found the registry restored: there is a new generation.
+    NewGeneration,
     /// An actor fails, so many times, so long apart.
     Kill {
         node: usize,
@@ -92,6 +94,9 @@ pub struct Plan {
     pub calm: Duration,
 }
 
+/// A node that was condemned by mistake waits for a second before it comes back.
+const AGREED_WITHIN: Duration = Duration::from_secs(4);
+
 const ACTORS: [&str; 5] = ["registry", "transport", "discovery", "worker", "master"];
 
 fn ms(rng: &mut StdRng, from: u64, to: u64) -> Duration {
@@ -111,7 +116,7 @@ impl Plan {
         let nodes = [1, 2, 3, 3, 3, 4, 5, 5, 6, 7][rng.random_range(0..10)];
         let safety = ms(&mut rng, 5_000, 20_000);
         // A swarm: each kind of fault is in or out, and how many there are is drawn too.
-        let kinds: Vec<u32> = (0..12).filter(|_| rng.random_bool(0.5)).collect();
+        let kinds: Vec<u32> = (0..13).filter(|_| rng.random_bool(0.5)).collect();
         let count = if kinds.is_empty() {
             0
         } else {
@@ -134,7 +139,7 @@ impl Plan {
         // One run in four has one fault and nothing else, for what must happen in time or not at all.
         let single = rng.random_bool(0.25);
         if single {
-            let kind = rng.random_range(0..12);
+            let kind = rng.random_range(0..13);
             faults = vec![(Duration::from_secs(4), alone(fault(kind, nodes, &mut rng)))];
         }
         let safety = if single {
@@ -203,12 +208,27 @@ impl Plan {
             | Fault::Kill { .. }
             | Fault::RegistryDown { .. }
             | Fault::Revoke { .. }
-            | Fault::Unregister { .. } => true,
+            | Fault::Unregister { .. }
+            | Fault::NewGeneration => true,
             // The registry still carries challenges to the other side.
             Fault::Split { .. } => self.nodes == 2,
             Fault::Crash { .. } | Fault::PowerLoss { .. } | Fault::Drain { .. } => false,
         };
         self.single && self.faults.iter().all(|(_, fault)| harmless(fault))
+    }
+
+    /// When all must agree again after a fault that is over at once.
+    pub fn agreed_by(&self) -> Option<Duration> {
+        let (at, fault) = self.faults.first().filter(|_| self.single)?;
+        let brief = matches!(
+            fault,
+            Fault::StepDown { .. }
+                | Fault::Kill { .. }
+                | Fault::Revoke { .. }
+                | Fault::Unregister { .. }
+                | Fault::NewGeneration
+        );
+        brief.then_some(*at + AGREED_WITHIN)
     }
 
     /// Whether a stream between two nodes may lose a segment, which this network never sends again.
@@ -294,6 +314,7 @@ fn fault(kind: u32, nodes: usize, rng: &mut StdRng) -> Fault {
         8 => Fault::StepDown { node },
         9 => Fault::Drain { node },
         10 => Fault::Unregister { node },
+        11 => Fault::NewGeneration,
         _ => Fault::Slow {
             a: node,
             b: other,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream;
 use rand::RngExt;
@@ -99,6 +100,7 @@ impl Seen {
                 }
                 order = orders.recv() => match order {
                     Some(Order::Revoke(node)) => self.revoke(backend, &node).await,
+                    Some(Order::Renew) => self.renew(backend).await,
                     Some(Order::Unregister(node)) => self.unregister(backend, &node).await,
                     Some(_) => {}
                     None => return Ok(()),
@@ -114,6 +116,24 @@ impl Seen {
             // The registry may be away: then there is nothing to revoke.
             backend.revoke(kv.lease).await.ok();
         }
+    }
+
+    /// As a node does that finds a restored registry.
+    async fn renew(&self, backend: &EtcdBackend) {
+        let key = "/sim/generation".to_owned();
+        let value = self.keys.get(&key).map(|kv| kv.value.clone());
+        let known = value.and_then(|v| String::from_utf8_lossy(&v).parse::<u64>().ok());
+        let next = known.unwrap_or(0).max(wall_ms() / 1000) + 1;
+        let put = Txn {
+            then: vec![Op::Put {
+                key,
+                value: Bytes::from(next.to_string()),
+                lease: 0,
+            }],
+            ..Txn::default()
+        };
+        // The registry may be away: then nobody finds anything.
+        backend.txn(put).await.ok();
     }
 
     async fn unregister(&self, backend: &EtcdBackend, node: &str) {

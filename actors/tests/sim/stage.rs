@@ -31,6 +31,8 @@ pub enum Order {
     Drain,
     /// End a node's lease behind its back (the witness at the registry does it).
     Revoke(String),
+    /// Make a new generation (the witness does it).
+    Renew,
     /// Delete a node's registration behind its back (the witness does it).
     Unregister(String),
 }

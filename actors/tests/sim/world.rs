@@ -60,6 +60,8 @@ enum Act {
     Kill(usize, &'static str, How),
     /// By now this identity must not be registered any more.
     MustBeGone(NodeId, &'static str),
+    /// By now all must agree.
+    MustAgree,
 }
 
 struct World<'a> {
@@ -206,6 +208,9 @@ impl World<'_> {
         for (n, (at, fault)) in self.plan.faults.clone().into_iter().enumerate() {
             self.plan_act(began + at, Act::Begin(n, fault));
         }
+        if let Some(by) = self.plan.agreed_by() {
+            self.plan_act(began + by, Act::MustAgree);
+        }
         let mut submits = self.plan.submits.clone();
         submits.sort();
         let mut submits = submits.into_iter().peekable();
@@ -224,7 +229,7 @@ impl World<'_> {
     fn end_faults(&mut self) -> Result<(), Violation> {
         let open: Vec<Act> = std::mem::take(&mut self.due).into_values().collect();
         for act in open {
-            if !matches!(act, Act::Begin(..) | Act::Kill(..)) {
+            if matches!(act, Act::End(..) | Act::Start(_)) {
                 self.act(act);
             }
         }
@@ -308,6 +313,12 @@ impl World<'_> {
                 self.end(n, &fault);
             }
             Act::Start(node) => self.start(&node),
+            Act::MustAgree => {
+                if let Some(why) = self.unsettled() {
+                    let what = format!("not agreed in time: {why}");
+                    self.world("sim.late", &[("what", &what)]);
+                }
+            }
             Act::MustBeGone(id, why) => {
                 let registered = self.invariants.registry().registered();
                 let still = registered
@@ -362,6 +373,7 @@ impl World<'_> {
                 let order = Order::Revoke(name(*node));
                 self.stage.borrow().order("witness", order);
             }
+            Fault::NewGeneration => self.stage.borrow().order("witness", Order::Renew),
             Fault::Unregister { node } => {
                 let order = Order::Unregister(name(*node));
                 self.stage.borrow().order("witness", order);
