@@ -244,7 +244,7 @@ impl Policy {
             Strategy::OneForAll => 0..self.children.len(),
             Strategy::RestForOne => child..self.children.len(),
         };
-        if planted::is("restart-forgotten") && self.restarts.len() % 3 == 0 {
+        if planted::is("restart-forgotten") && self.restarts.len().is_multiple_of(3) {
             return Vec::new();
         }
         let mut actions = Vec::new();

@@ -35,7 +35,7 @@ pub struct Violation {
     /// What is wrong, in words.
     pub what: String,
     /// Where and when it showed.
-    pub record: Record,
+    pub record: Box<Record>,
 }
 
 impl fmt::Display for Violation {
@@ -152,7 +152,7 @@ impl Invariants {
             Some((invariant, what)) => Err(Violation {
                 invariant,
                 what,
-                record: record.clone(),
+                record: Box::new(record.clone()),
             }),
         }
     }
@@ -407,7 +407,7 @@ impl Invariants {
                             "{actor} of {} died {} times and was restarted {} times",
                             place.0, care.died, care.restarted
                         ),
-                        record: Record::new(at, &place.0, place.1, "sim.end"),
+                        record: Box::new(Record::new(at, &place.0, place.1, "sim.end")),
                     });
                 }
             }

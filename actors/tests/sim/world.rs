@@ -771,7 +771,7 @@ fn unplanned(record: &Record) -> Result<(), Violation> {
                 record.get("actor"),
                 record.get("err")
             ),
-            record: record.clone(),
+            record: Box::new(record.clone()),
         });
     }
     Ok(())
