@@ -156,14 +156,16 @@ pub async fn run(name: String, make: Make, stage: Shared) -> turmoil::Result {
         pid: FIRST_PID + life,
         version: "simulated".to_owned(),
         protocol: PROTOCOL_VERSION,
-        weight: 0,
-        eligible: true,
+        weight: rng.random_range(0..3),
+        // One can always lead.
+        eligible: name == "n1" || rng.random_bool(0.85),
         roles: vec!["worker".to_owned()],
         jobs: vec!["multiply".to_owned()],
         capacity: make.capacity,
         tags: Default::default(),
         started_at: wall_ms(),
     };
+    let (registration_weight, may_lead) = (registration.weight, registration.eligible);
     let (orders, given) = unbounded_channel();
     let (end, ends) = unbounded_channel();
     {
@@ -223,7 +225,11 @@ pub async fn run(name: String, make: Make, stage: Shared) -> turmoil::Result {
     );
     transport_seed.network = Arc::new(SimNetwork { me: name.clone() });
     let discovery_seed = DiscoverySeed {
-        settings: DiscoverySettings::default(),
+        settings: DiscoverySettings {
+            weight: registration_weight,
+            eligible: may_lead,
+            ..DiscoverySettings::default()
+        },
         identity: identity.clone(),
         fence: fence.clone(),
         registry: RegistryPorts {
