@@ -218,6 +218,16 @@ pub enum TasksCommand {
         #[arg(long)]
         wait: Option<String>,
     },
+    /// Cancel what is not finished; a running attempt is stopped.
+    Cancel {
+        /// Its id.
+        id: String,
+    },
+    /// Give a dead task another chance.
+    Retry {
+        /// Its id.
+        id: String,
+    },
 }
 
 /// `troupe config …`.
@@ -327,9 +337,12 @@ pub struct SubmitArgs {
     /// The idempotency key, a UUIDv7.
     #[arg(long)]
     pub id: Option<String>,
-    /// Lives in the master's memory only (so far the only kind there is).
+    /// Not recorded: quicker, and lost with the master when it is only queued there.
     #[arg(long)]
     pub ephemeral: bool,
+    /// Not to be handed out before this has passed, such as 10m.
+    #[arg(long)]
+    pub delay: Option<String>,
     /// How long one attempt may take, such as 30s.
     #[arg(long)]
     pub timeout: Option<String>,

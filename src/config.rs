@@ -222,6 +222,7 @@ keys! {
     "registry.relist" duration(1_000, 3_600_000): registry.relist;
     "registry.retry_min" duration(1, 60_000): registry.retry_min;
     "registry.retry_max" duration(1, 60_000): registry.retry_max;
+    "registry.compact" switch: master.compact;
     "discovery.heartbeat" duration(10, 60_000): discovery.heartbeat;
     "discovery.suspect_floor" duration(30, 600_000): discovery.suspect_floor;
     "discovery.suspect_ceiling" duration(30, 600_000): discovery.suspect_ceiling;
@@ -256,7 +257,12 @@ keys! {
     "master.max_queued_bytes" count(262_144, 1_099_511_627_776): master.max_queued_bytes;
     "master.keep_finished" count(0, 100_000_000): master.keep_finished;
     "master.keep_finished_for" duration(0, 2_592_000_000): master.keep_finished_for;
+    "master.keep_finished_bytes" count(0, 1_099_511_627_776): master.keep_finished_bytes;
     "master.recovery_wait" duration(0, 60_000): master.recovery_wait;
+    "master.max_kills" small(1, 100): master.max_kills;
+    "master.idempotency" duration(1_000, 2_592_000_000): master.idempotency;
+    "master.keep_ids" count(0, 100_000_000): master.keep_ids;
+    "master.commit_timeout" duration(10, 600_000): master.commit_timeout;
     "worker.enabled" switch: worker.enabled;
     "worker.capacity" small(0, 65_536): worker.capacity;
     "worker.delay_min" duration(0, 3_600_000): worker.delay_min;

@@ -25,9 +25,10 @@ use troupe_actors::job::Jobs;
 use troupe_actors::job::multiply::Multiply;
 use troupe_actors::job::noop::Noop;
 use troupe_actors::master::MasterPulse;
-use troupe_actors::master::actor::{MasterActor, MasterSeed};
+use troupe_actors::master::actor::{JournalSeed, MasterActor, MasterSeed};
 use troupe_actors::registry::actor::{Deregister, RegistryActor, RegistrySeed, roll_name};
 use troupe_actors::registry::etcd::EtcdBackend;
+use troupe_actors::registry::session::Keys;
 use troupe_actors::registry::{Backend, embedded};
 use troupe_actors::supervisor::watchdog::{Watchdog, WatchdogSettings};
 use troupe_actors::supervisor::{
@@ -159,6 +160,8 @@ struct Node {
     listener: Listener,
     admin: std::net::TcpListener,
     backend: Arc<dyn Backend>,
+    /// The same registry over connections of their own: the journal's bulk holds up no lease and no verdict.
+    journal: Arc<dyn Backend>,
     jobs: Jobs,
     spawner: Arc<ArbiterSpawner>,
 }
@@ -185,8 +188,10 @@ impl Node {
             endpoints
         };
         config.registry.endpoints.clone_from(&endpoints);
-        let backend = EtcdBackend::new(endpoints, config.registry.timeouts)
-            .map_err(|err| format!("registry.endpoints: {err}"))?;
+        let bad = |err| format!("registry.endpoints: {err}");
+        let timeouts = config.registry.timeouts;
+        let backend = EtcdBackend::new(endpoints.clone(), timeouts).map_err(bad)?;
+        let journal = EtcdBackend::new(endpoints, timeouts).map_err(bad)?;
         let jobs = jobs(&config);
         let id = NodeId::random(&mut rand::rng());
         let registration = registration(&config, id, &advertised, admin_address, &jobs);
@@ -206,6 +211,7 @@ impl Node {
             listener,
             admin,
             backend: Arc::new(backend),
+            journal: Arc::new(journal),
             jobs,
             spawner: Arc::new(ArbiterSpawner::new()),
         })
@@ -397,6 +403,7 @@ fn grow(node: Node, end: &UnboundedSender<End>) -> Grown {
         reborn: discovery.clone().recipient(),
         jobs: node.jobs.clone(),
     };
+    let keys = Keys::new(&identity.cluster);
     let master_seed = MasterSeed {
         settings: config.master.clone(),
         generator: config.generator.clone(),
@@ -406,6 +413,11 @@ fn grow(node: Node, end: &UnboundedSender<End>) -> Grown {
         discovery: discovery.clone().recipient(),
         epochs: discovery.clone().recipient(),
         pulse,
+        journal: JournalSeed {
+            backend: Arc::clone(&node.journal),
+            prefix: keys.journal(),
+            master_key: keys.master(),
+        },
     };
 
     let tree = Arc::new(Tree::default());
@@ -421,6 +433,9 @@ fn grow(node: Node, end: &UnboundedSender<End>) -> Grown {
         ask_master: master.clone().recipient(),
         list_tasks: master.clone().recipient(),
         get_task: master.clone().recipient(),
+        await_tasks: master.clone().recipient(),
+        cancel_task: master.clone().recipient(),
+        retry_task: master.clone().recipient(),
         submit: master.recipient(),
         ask_worker: worker.clone().recipient(),
         ask_registry: registry.clone().recipient(),

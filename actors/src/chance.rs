@@ -14,6 +14,14 @@ pub fn rng() -> StdRng {
     rand::make_rng()
 }
 
+/// Whether this thread is simulated: then nothing may leave it, since the order in which it came back would be chance.
+pub fn is_seeded() -> bool {
+    #[cfg(feature = "testkit")]
+    return simulated::is_seeded();
+    #[cfg(not(feature = "testkit"))]
+    false
+}
+
 #[cfg(feature = "testkit")]
 pub use simulated::seed;
 
@@ -31,6 +39,10 @@ mod simulated {
     /// From now on this thread's chance comes from `seed`; `None` gives it back to the system.
     pub fn seed(seed: Option<u64>) {
         SOURCE.set(seed.map(StdRng::seed_from_u64));
+    }
+
+    pub(super) fn is_seeded() -> bool {
+        SOURCE.with_borrow(Option::is_some)
     }
 
     pub(super) fn draw() -> Option<StdRng> {

@@ -1,7 +1,9 @@
 //! Newtypes for everything that is compared, ordered or fenced: who a node is, which life of it, which reign, which task and attempt.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -169,6 +171,84 @@ pub struct AttemptId {
     pub task: TaskId,
     /// Which try at it.
     pub attempt: Attempt,
+}
+
+/// Name of a job. Cheap to clone: a million tasks of one job share one text.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct JobName(Arc<str>);
+
+/// Names that a thread remembers, so that equal ones are shared. A cluster has few jobs; whoever sends others makes new texts.
+const SHARED_NAMES: usize = 64;
+
+thread_local! {
+    static NAMES: RefCell<Vec<Arc<str>>> = const { RefCell::new(Vec::new()) };
+}
+
+impl JobName {
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<&str> for JobName {
+    fn from(name: &str) -> Self {
+        NAMES.with_borrow_mut(|names| {
+            if let Some(known) = names.iter().find(|known| &***known == name) {
+                return Self(Arc::clone(known));
+            }
+            if names.len() >= SHARED_NAMES {
+                names.remove(0);
+            }
+            let new: Arc<str> = name.into();
+            names.push(Arc::clone(&new));
+            Self(new)
+        })
+    }
+}
+
+impl std::ops::Deref for JobName {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for JobName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for JobName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&*self.0, f)
+    }
+}
+
+impl Serialize for JobName {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for JobName {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Text;
+        impl serde::de::Visitor<'_> for Text {
+            type Value = JobName;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a job's name")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, name: &str) -> Result<JobName, E> {
+                Ok(JobName::from(name))
+            }
+        }
+        d.deserialize_str(Text)
+    }
 }
 
 macro_rules! hex_serde {

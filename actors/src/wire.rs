@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::id::{AttemptId, Epoch, Incarnation, NodeId, TaskId};
+use crate::id::{AttemptId, Epoch, Incarnation, JobName, NodeId, TaskId};
 
 /// The protocol version this build speaks; the hello carries it first.
 pub const PROTOCOL_VERSION: u16 = 1;
@@ -221,7 +221,7 @@ pub struct TaskSpec {
     /// Identity and idempotency key.
     pub id: TaskId,
     /// The kind of work.
-    pub job: String,
+    pub job: JobName,
     /// JSON, at most [`MAX_PAYLOAD`] bytes.
     pub input: Bytes,
     /// Carried beside the payload (trace context).

@@ -13,7 +13,7 @@ use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::http::{HeaderMap, Request, StatusCode};
 use futures_util::StreamExt;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tower::ServiceExt;
 use troupe_actors::admin::{ActorView, Actors, AdminActor, AdminSeed, AdminSettings};
@@ -24,7 +24,8 @@ use troupe_actors::discovery::{NewMaster, Reborn, StepDown, StepDownError};
 use troupe_actors::events::EventLog;
 use troupe_actors::id::{Epoch, Generation, Incarnation, NodeId, TaskId};
 use troupe_actors::master::{
-    AskMaster, GetTask, ListTasks, MasterSnapshot, Submit, SubmitError, TaskView,
+    AskMaster, AwaitTasks, CancelTask, ChangeError, Ended, GetTask, ListTasks, MasterSnapshot,
+    RetryTask, Submit, SubmitError, Taken, TaskView,
 };
 use troupe_actors::registry::{AskRegistry, KeyView, ListKeys, RegistryError, RegistrySnapshot};
 use troupe_actors::transport::{Inbound, Send, SendError};
@@ -87,6 +88,33 @@ macro_rules! plays {
     )* };
 }
 
+impl Handler<AwaitTasks> for Others {
+    type Result = ResponseFuture<Option<Vec<Ended>>>;
+
+    fn handle(&mut self, AwaitTasks(ids): AwaitTasks, _: &mut Self::Context) -> Self::Result {
+        let script = Arc::clone(&self.script);
+        Box::pin(async move {
+            loop {
+                let open = |id: &TaskId| {
+                    let script = script.lock().unwrap();
+                    script.tasks.get(id).is_none_or(|t| t.state == "queued")
+                };
+                if !ids.iter().any(open) {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            let ended = ids.into_iter().map(|id| Ended {
+                id,
+                state: "done",
+                output: Some(bytes::Bytes::from_static(b"21")),
+                error: None,
+            });
+            Some(ended.collect())
+        })
+    }
+}
+
 plays! {
     "master" AskMaster => MasterSnapshot, |script, _| MasterSnapshot {
         leading: script.leads.then(|| "1-5".to_owned()),
@@ -101,7 +129,20 @@ plays! {
     "master" GetTask => Option<Option<TaskView>>, |script, GetTask(id)| {
         script.leads.then(|| script.tasks.get(&id).cloned())
     };
-    "master" Submit => Vec<Result<TaskView, SubmitError>>, |script, Submit(tasks)| {
+    "master" CancelTask => Result<TaskView, ChangeError>, |script, CancelTask(id)| {
+        let task = script.tasks.get_mut(&id).ok_or(ChangeError::Missing(id))?;
+        if task.state == "done" {
+            return Err(ChangeError::Conflict { state: "done", why: "it is already finished" });
+        }
+        "cancelled".clone_into(&mut task.state);
+        Ok(task.clone())
+    };
+    "master" RetryTask => Result<TaskView, ChangeError>, |script, RetryTask(id)| {
+        let task = script.tasks.get_mut(&id).ok_or(ChangeError::Missing(id))?;
+        "queued".clone_into(&mut task.state);
+        Ok(task.clone())
+    };
+    "master" Submit => Vec<Result<Taken, SubmitError>>, |script, Submit(tasks)| {
         tasks.into_iter().map(|task| {
             if !script.leads {
                 return Err(SubmitError::NotMaster);
@@ -115,7 +156,8 @@ plays! {
             let id = task.id.expect("the API names every task");
             let input = serde_json::from_slice(&task.input).unwrap();
             let view = TaskView { input, ..view(id, "queued") };
-            Ok(script.tasks.entry(id).or_insert(view).clone())
+            script.tasks.entry(id).or_insert(view);
+            Ok(Taken { id, state: "queued" })
         }).collect()
     };
     "worker" AskWorker => WorkerSnapshot, |_, _| WorkerSnapshot { capacity: 4, ..WorkerSnapshot::default() };
@@ -267,6 +309,9 @@ fn node(id: NodeId, network: &Network, settings: AdminSettings) -> Node {
         ask_master: others.clone().recipient(),
         list_tasks: others.clone().recipient(),
         get_task: others.clone().recipient(),
+        await_tasks: others.clone().recipient(),
+        cancel_task: others.clone().recipient(),
+        retry_task: others.clone().recipient(),
         submit: others.clone().recipient(),
         ask_worker: others.clone().recipient(),
         ask_registry: others.clone().recipient(),
@@ -445,6 +490,8 @@ fn view(id: TaskId, state: &str) -> TaskView {
         durable: false,
         idempotent_until: None,
         refused: vec![],
+        not_before: None,
+        progress: None,
         stale: false,
     }
 }
@@ -550,9 +597,9 @@ async fn every_refusal_is_an_error_object() {
         ("/v1/tasks", r#"{"job":"juggle"}"#, 400, "invalid_task"),
         (
             "/v1/tasks",
-            r#"{"job":"m","durable":true}"#,
-            501,
-            "not_implemented",
+            r#"{"job":"m","delay":"1s","not_before_ms":5}"#,
+            400,
+            "bad_request",
         ),
         (
             "/v1/tasks",
@@ -699,12 +746,12 @@ async fn ndjson_is_answered_line_by_line_in_order() {
     let node = alone().await;
     let id = task_id(1);
     let first = json!({"job": "multiply", "input": 1, "id": id});
-    let rest = "{\"job\":\"juggle\"}\n{\"job\":\"multiply\",\"durable\":true}\n";
+    let rest = "{\"job\":\"juggle\"}\n{\"job\":\"multiply\",\"delay\":\"9y\"}\n";
     let (status, lines) = node.lines(&format!("{first}\n\nnonsense\n{rest}")).await;
     assert_eq!((status, lines.len()), (200, 4));
     assert_eq!(lines[0], json!({"id": id, "state": "queued"}));
     let codes = lines[1..].iter().map(|line| &line["error"]["code"]);
-    let expected = ["bad_request", "invalid_task", "not_implemented"];
+    let expected = ["bad_request", "invalid_task", "bad_request"];
     assert_eq!(codes.collect::<Vec<_>>(), expected);
     assert!(lines[2]["error"]["id"].is_string());
 }
@@ -733,19 +780,36 @@ async fn a_waiting_read_answers_when_the_task_is_finished() {
     let (_, task) = node.get(&format!("/v1/tasks/{id}?wait=3s")).await;
     assert_eq!(task["state"], "queued");
     assert_eq!(start.elapsed().as_secs(), 3);
-    let (script, events) = (Arc::clone(&node.script), node.seed.events.clone());
+    let script = Arc::clone(&node.script);
     actix_rt::spawn(async move {
         tokio::time::sleep(Duration::from_millis(10)).await;
         script.lock().unwrap().tasks.insert(id, view(id, "done"));
-        events.push(Map::from_iter([("task".to_owned(), json!(id))]));
     });
     let start = tokio::time::Instant::now();
     let (_, task) = node.get(&format!("/v1/tasks/{id}?wait=30s")).await;
     assert_eq!(task["state"], "done");
     assert!(
         start.elapsed() < Duration::from_millis(50),
-        "woken by the record"
+        "woken by its end"
     );
+}
+
+#[actix_rt::test]
+async fn a_waiting_submit_answers_with_what_came_of_each() {
+    let node = alone().await;
+    let script = Arc::clone(&node.script);
+    let id = task_id(1);
+    actix_rt::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        script.lock().unwrap().tasks.insert(id, view(id, "done"));
+    });
+    let task = json!({"job": "multiply", "input": 7, "id": id});
+    let (status, receipt) = node.post("/v1/tasks?wait=9s", task.to_string()).await;
+    assert_eq!(status, 200);
+    assert_eq!(receipt, json!({"id": id, "state": "done", "output": 21}));
+    let other = json!({"job": "multiply", "input": 7});
+    let (status, receipt) = node.post("/v1/tasks?wait=1s", other.to_string()).await;
+    assert_eq!((status, &receipt["state"]), (202, &json!("queued")));
 }
 
 // ---- between nodes

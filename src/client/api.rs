@@ -131,6 +131,11 @@ impl Api {
         parse(&body)
     }
 
+    pub(super) async fn delete(&self, path: &str) -> Result<Json, Failure> {
+        let request = self.request(Method::DELETE, path, "", String::new())?;
+        parse(&self.exchange(request, ANSWER).await?)
+    }
+
     pub(super) async fn post(&self, path: &str, body: String) -> Result<Json, Failure> {
         let request = self.request(Method::POST, path, "application/json", body)?;
         parse(&self.exchange(request, ANSWER).await?)

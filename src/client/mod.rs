@@ -77,6 +77,8 @@ async fn dispatch(api: &Api, screen: &Screen, command: Command) -> Result<(), Fa
         Command::Tasks(TasksCommand::Get { id, wait }) => {
             tasks::get(api, screen, &id, wait.as_deref()).await
         }
+        Command::Tasks(TasksCommand::Cancel { id }) => tasks::cancel(api, screen, &id).await,
+        Command::Tasks(TasksCommand::Retry { id }) => tasks::retry(api, screen, &id).await,
         Command::Events { follow, since } => {
             let since = (since > 0).then(|| since.to_string());
             let path = query("/v1/events", &[("since", since.as_deref())]);

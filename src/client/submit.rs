@@ -64,6 +64,9 @@ fn options(args: &SubmitArgs) -> Result<Map<String, Value>, Failure> {
     if args.ephemeral {
         set("durable", json!(false));
     }
+    if let Some(delay) = &args.delay {
+        set("delay", json!(delay));
+    }
     if let Some(timeout) = &args.timeout {
         set("timeout", json!(timeout));
     }
@@ -189,6 +192,7 @@ mod tests {
             input: input.to_owned(),
             id: Some("0190a000-0000-7000-8000-000000000000".to_owned()),
             ephemeral: false,
+            delay: None,
             timeout: Some("30s".to_owned()),
             max_attempts: None,
             priority: 0,

@@ -63,6 +63,19 @@ pub(super) async fn get(
     show_task(screen, answer).map(|_| ())
 }
 
+/// `troupe tasks cancel`.
+pub(super) async fn cancel(api: &Api, screen: &Screen, id: &str) -> Result<(), Failure> {
+    let answer = api.delete(&format!("/v1/tasks/{}", segment(id))).await?;
+    show_task(screen, answer).map(|_| ())
+}
+
+/// `troupe tasks retry`.
+pub(super) async fn retry(api: &Api, screen: &Screen, id: &str) -> Result<(), Failure> {
+    let path = format!("/v1/tasks/{}/retry", segment(id));
+    let answer = api.post(&path, String::new()).await?;
+    show_task(screen, answer).map(|_| ())
+}
+
 /// Shows a task; answers whether it is done.
 pub(super) fn show_task(screen: &Screen, answer: Json) -> Result<bool, Failure> {
     let done = answer.0["state"] == "done";

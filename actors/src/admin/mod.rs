@@ -23,12 +23,15 @@ use std::time::{Duration, Instant};
 
 use actix::Recipient;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use crate::cluster::Identity;
 use crate::discovery::{Reborn, StepDown};
 use crate::events::EventLog;
 use crate::id::{NodeId, TaskId};
-use crate::master::{AskMaster, GetTask, ListTasks, Submit, TaskView};
+use crate::master::{
+    AskMaster, AwaitTasks, CancelTask, GetTask, ListTasks, RetryTask, Submit, TaskView,
+};
 use crate::registry::{AskRegistry, KeyView, ListKeys, RegistrySnapshot};
 use crate::transport;
 use crate::worker::AskWorker;
@@ -136,6 +139,12 @@ pub struct AdminSeed {
     pub list_tasks: Recipient<ListTasks>,
     /// MasterActor: one task.
     pub get_task: Recipient<GetTask>,
+    /// Waits for tasks to finish.
+    pub await_tasks: Recipient<AwaitTasks>,
+    /// Cancels one task.
+    pub cancel_task: Recipient<CancelTask>,
+    /// Gives a dead task another chance.
+    pub retry_task: Recipient<RetryTask>,
     /// MasterActor: new tasks.
     pub submit: Recipient<Submit>,
     /// WorkerActor: counts.
@@ -378,12 +387,18 @@ pub struct TasksView {
 }
 
 /// Answer per accepted task of `POST /v1/tasks`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Receipt {
     /// Its identity; the same id again is the same task.
     pub id: TaskId,
     /// Its state now.
     pub state: String,
+    /// What it gave, when somebody waited for it and it is done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<Box<RawValue>>,
+    /// Why it is not done, when somebody waited for it and it ended otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 /// `GET /v1/events?follow=false` and `/v1/logs?follow=false`.

@@ -32,6 +32,14 @@ impl Call {
         }
     }
 
+    pub(crate) fn delete(path: impl Into<String>) -> Self {
+        Self {
+            method: "DELETE",
+            path: path.into(),
+            body: bytes::Bytes::new(),
+        }
+    }
+
     pub(crate) fn post(path: impl Into<String>, body: impl Into<bytes::Bytes>) -> Self {
         Self {
             method: "POST",

@@ -1,27 +1,34 @@
 //! MasterActor: between `Lead` and `StandDown` it hears workers, asks its reign what to do, and does and tells it.
 
+mod desk;
+mod recorder;
+mod say;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use actix::{
-    Actor, ActorFutureExt, AsyncContext, Context, Handler, MessageResult, Recipient,
-    ResponseActFuture, SpawnHandle, WrapFuture,
+    Actor, ActorFutureExt, AsyncContext, Context, Handler, Recipient, ResponseActFuture,
+    SpawnHandle, WrapFuture,
 };
 use rand::SeedableRng;
 use rand::rngs::StdRng;
+use tokio::sync::oneshot;
 
 use super::balancer::Balancer;
 use super::generator;
-use super::ledger::{Full, Verdict, WorkerId};
+use super::journal::{Journal, Replayed};
+use super::ledger::{Verdict, WorkerId};
 use super::legacy::Legacy;
 use super::pulse::MasterPulse;
-use super::reign::{Origin, Recovered, Reign};
+
+use super::reign::Reign;
 use super::roster::worker_of;
-use super::view::view;
+use super::waits::Waits;
 use super::{
-    AskMaster, GeneratorSettings, GetTask, HandOverTo, Lead, ListTasks, MasterReborn,
-    MasterSettings, MasterSnapshot, StandDown, Submission, Submit, SubmitError, TaskView,
+    AskMaster, Ended, GeneratorSettings, HandOverTo, JournalSnapshot, Lead, MasterReborn,
+    MasterSettings, MasterSnapshot, StandDown,
 };
 use crate::cluster::{Cluster, ClusterChanged, Fence, Identity, MemberRemoved};
 use crate::discovery::EpochSeen;
@@ -31,8 +38,11 @@ use crate::time::unix_ms;
 use crate::transport::{Inbound, Send, SendError};
 use crate::wire::{
     Acknowledge, Assign, Cancel, Envelope, Fenced, HandBack, HandOver, LedgerEntry, Message,
-    Outcome, Report, Started, TaskResult, TaskSpec, batches,
+    Report, Started, TaskResult, TaskSpec, batches,
 };
+
+pub use recorder::JournalSeed;
+use recorder::Waiting;
 
 /// MasterActor has a turn at least this often: the pulse that discovery watches.
 const TICK: Duration = Duration::from_millis(250);
@@ -65,12 +75,26 @@ pub struct MasterSeed {
     pub epochs: Recipient<EpochSeen>,
     /// Stamped at each turn.
     pub pulse: MasterPulse,
+    /// Where durable tasks are recorded.
+    pub journal: JournalSeed,
 }
 
 /// See the module page.
 pub struct MasterActor {
     seed: MasterSeed,
     reign: Option<Reign>,
+    /// The journal is being read for a reign under this epoch.
+    loading: Option<Epoch>,
+    /// Who waits for a segment to be recorded, and who to hear that we lead.
+    waiting: Vec<Waiting>,
+    doubts: Vec<oneshot::Sender<Option<bool>>>,
+    looking: bool,
+    /// When the registry's history was last dropped, and where it was then.
+    compacted: Option<(Instant, i64)>,
+    /// Who waits for tasks to finish.
+    waits: Waits<oneshot::Sender<Vec<Ended>>>,
+    commits: u64,
+    last_commit: Duration,
     /// Messages for a reign that others have heard of before us; bounded.
     early: VecDeque<(Epoch, WorkerId, Message)>,
     legacy: Legacy,
@@ -95,6 +119,14 @@ impl MasterActor {
             balancer: Balancer::new(seed.settings.balancer),
             seed,
             reign: None,
+            loading: None,
+            waiting: Vec::new(),
+            doubts: Vec::new(),
+            looking: false,
+            compacted: None,
+            waits: Waits::default(),
+            commits: 0,
+            last_commit: Duration::ZERO,
             early: VecDeque::new(),
             legacy: Legacy::default(),
             acks: BTreeMap::new(),
@@ -151,6 +183,7 @@ impl MasterActor {
 
     fn tick(&mut self, ctx: &mut Context<Self>) {
         self.seed.pulse.beat();
+        self.waits.retain(|whom| !whom.is_closed());
         self.turn(ctx);
     }
 
@@ -165,8 +198,26 @@ impl MasterActor {
         self.give_up_overdue(now);
         self.end_recovery(now);
         self.hand_out(ctx, now);
+        self.record(ctx);
+        self.tell_ended();
         self.shadow(now);
         self.set_alarm(ctx, now);
+    }
+
+    /// Nobody is told anything by this reign any more.
+    fn forget_waits(&mut self) {
+        self.waits.clear();
+    }
+
+    /// Whoever waits for tasks that have finished is told.
+    fn tell_ended(&mut self) {
+        let Some(reign) = &mut self.reign else { return };
+        for task in reign.ledger.take_ended(!self.waits.is_empty()) {
+            for (whom, tasks) in self.waits.ended(&task) {
+                // Whoever asked may have gone.
+                whom.send(tasks).ok();
+            }
+        }
     }
 
     /// Between ticks: the next task or deadline is met to the millisecond.
@@ -201,7 +252,7 @@ impl MasterActor {
         let created_ms = unix_ms();
         let spec = TaskSpec {
             id: TaskId::new(created_ms, &mut self.rng),
-            job: "multiply".to_owned(),
+            job: "multiply".into(),
             input: generator::input(number),
             meta: BTreeMap::new(),
             durable: false,
@@ -214,8 +265,8 @@ impl MasterActor {
         };
         let task = spec.id.to_string();
         let epoch = reign.epoch.to_string();
-        match reign.ledger.accept(spec, Duration::ZERO, now) {
-            Ok(()) => {
+        match reign.ledger.accept(spec, Duration::ZERO, created_ms, now) {
+            Ok(_) => {
                 self.shadow_due = true;
                 log::info!(target: "master", event = "task.created", task = task, job = "multiply", number = number, epoch = epoch; "task created");
             }
@@ -255,21 +306,6 @@ impl MasterActor {
         );
     }
 
-    fn say_verdict(&mut self, attempt: AttemptId, verdict: &Verdict) {
-        let epoch = self.epoch();
-        let (task, attempt) = (attempt.task.to_string(), attempt.attempt.to_string());
-        match verdict {
-            Verdict::Requeued(why) => {
-                let level = self.level();
-                log::log!(target: "master", level, event = "task.requeued", task = task, attempt = attempt, reason = *why, epoch = epoch; "task queued again");
-            }
-            Verdict::Dead => {
-                log::warn!(target: "master", event = "task.dead", task = task, attempt = attempt, epoch = epoch; "its attempts are used up");
-            }
-            Verdict::Recorded | Verdict::Repeated | Verdict::Refused(_) => {}
-        }
-    }
-
     // --- recovery ------------------------------------------------------------------------------------------------
 
     fn end_recovery(&mut self, now: Instant) {
@@ -283,28 +319,6 @@ impl MasterActor {
         log::info!(target: "master", event = "master.recovered", epoch = reign.epoch.to_string(), adopted = reign.adopted, awaited = recovered.awaited.join(","), inherited = recovered.queued.len(); "the workers have reported");
         self.say_inherited(&recovered);
         self.shadow_due = true;
-    }
-
-    /// Each task that only the master before knew is named.
-    fn say_inherited(&mut self, recovered: &Recovered) {
-        let epoch = self.epoch();
-        for (task, leased) in &recovered.queued {
-            let what = if *leased {
-                "its attempt is with no worker that reported"
-            } else {
-                "it was only queued"
-            };
-            let (level, reason) = match &recovered.origin {
-                Origin::Own => (self.level(), format!("{what} here, under the epoch before")),
-                Origin::Handed(by) => (self.level(), format!("{what}; handed over by {by}")),
-                // Bounded by what a shadow holds.
-                Origin::Shadow(dead) => (
-                    log::Level::Warn,
-                    format!("{what} at the dead master {dead}"),
-                ),
-            };
-            log::log!(target: "master", level, event = "task.requeued", task = task.to_string(), reason = reason.as_str(), epoch = epoch.as_str(); "a task of the reign before is queued again");
-        }
     }
 
     fn reported(&mut self, worker: WorkerId, report: Report) {
@@ -349,18 +363,6 @@ impl MasterActor {
         if matched.more {
             ctx.run_later(Duration::from_millis(1), |act, ctx| act.turn(ctx));
         }
-    }
-
-    /// No worker is no error: it is said once, and the tasks wait.
-    fn say_waiting(&mut self, why: Option<String>) {
-        if self.said_waiting == why {
-            return;
-        }
-        let queued = self.reign.as_ref().map_or(0, |r| r.ledger.queued());
-        if let Some(why) = &why {
-            log::warn!(target: "master", event = "task.waiting", reason = why.as_str(), queued = queued; "tasks wait for a worker");
-        }
-        self.said_waiting = why;
     }
 
     fn assign(&mut self, to: NodeId, assign: Assign, ctx: &mut Context<Self>) {
@@ -460,7 +462,13 @@ impl MasterActor {
     /// Others may hear of our epoch before we are told to lead under it.
     fn is_early(&self, epoch: Epoch) -> bool {
         let ours = self.reign.as_ref().map_or(Epoch::NONE, |r| r.epoch);
-        epoch > ours && epoch >= self.seed.fence.current()
+        epoch > ours
+            && epoch
+                >= self
+                    .seed
+                    .fence
+                    .current()
+                    .max(self.loading.unwrap_or_default())
     }
 
     /// Only the highest epoch can become a reign of ours.
@@ -527,6 +535,11 @@ impl MasterActor {
         }
         let (executor, epoch) = (self.name_of(worker.id), self.epoch());
         for (result, verdict) in results {
+            if verdict == Verdict::Recording {
+                // Said and answered once it is recorded; the worker keeps its copy until then.
+                self.acks.entry(worker.id).or_default();
+                continue;
+            }
             self.say_result(&executor, &result, &verdict, &epoch);
             let refused = match verdict {
                 Verdict::Refused(why) => Some(why.to_owned()),
@@ -546,28 +559,6 @@ impl MasterActor {
         };
         for (to, attempts) in acks {
             self.tell(to, Acknowledge { epoch, attempts });
-        }
-    }
-
-    fn say_result(&mut self, executor: &str, result: &TaskResult, verdict: &Verdict, epoch: &str) {
-        let task = result.attempt.task.to_string();
-        let attempt = result.attempt.attempt.to_string();
-        let duration = result.finished_ms.saturating_sub(result.started_ms);
-        match (verdict, &result.outcome) {
-            (Verdict::Recorded, Outcome::Done(output)) => {
-                let level = self.level();
-                let output = String::from_utf8_lossy(output);
-                log::log!(target: "master", level, event = "task.finished", task = task, attempt = attempt, executor = executor, output = &*output, started = crate::time::rfc3339(result.started_ms), finished = crate::time::rfc3339(result.finished_ms), duration_ms = duration, epoch = epoch; "task finished");
-            }
-            (Verdict::Recorded, outcome) => {
-                log::warn!(target: "master", event = "task.failed", task = task, attempt = attempt, executor = executor, reason:debug = outcome, duration_ms = duration, epoch = epoch; "task failed");
-            }
-            // It was stopped because it ran in vain.
-            (Verdict::Refused(_), Outcome::Cancelled) => {}
-            (Verdict::Refused(why), _) => {
-                log::warn!(target: "master", event = "task.refused", task = task, attempt = attempt, executor = executor, reason = *why, epoch = epoch; "a result is refused");
-            }
-            (other, _) => self.say_verdict(result.attempt, other),
         }
     }
 
@@ -609,23 +600,33 @@ impl MasterActor {
     fn lead(&mut self, epoch: Epoch, ctx: &mut Context<Self>) {
         match &mut self.reign {
             // The heir did not take over: on with the ledger we have.
-            Some(reign) if reign.epoch == epoch => reign.frozen = false,
-            Some(reign) if reign.epoch > epoch => return,
-            _ => self.begin(epoch),
-        }
-        for (under, worker, message) in std::mem::take(&mut self.early) {
-            if under == epoch {
-                self.act_on(worker, message);
+            Some(reign) if reign.epoch == epoch => {
+                reign.frozen = false;
+                self.turn(ctx);
             }
+            Some(reign) if reign.epoch > epoch => {}
+            before if self.loading < Some(epoch) => {
+                if let Some(reign) = before {
+                    reign.frozen = true;
+                }
+                self.load(epoch, ctx);
+            }
+            _ => {}
         }
-        self.turn(ctx);
     }
 
-    fn begin(&mut self, epoch: Epoch) {
+    /// The journal is read: the reign begins.
+    fn begin(&mut self, epoch: Epoch, mut replayed: Replayed, ctx: &mut Context<Self>) {
         let now = now();
         let generator = self.seed.generator.clone();
-        let mut reign = Reign::new(epoch, &self.seed.settings, generator, now);
+        let seed = &self.seed.journal;
+        let segments = std::mem::take(&mut replayed.segments);
+        let journal = Journal::new(&seed.prefix, &seed.master_key, epoch, segments);
+        let mut reign = Reign::new(epoch, &self.seed.settings, generator, journal, now);
         let will = self.legacy.take(epoch);
+        // Whoever waits for a segment of the reign before is told that nobody knows.
+        self.waiting.clear();
+        self.waits.clear();
         if let Some(before) = self.reign.take() {
             self.legacy.led(before.epoch);
             reign.succeed(before);
@@ -635,10 +636,18 @@ impl MasterActor {
             }
             reign.inherit(will, unix_ms(), now);
         }
-        log::info!(target: "master", event = "master.leading", epoch = epoch.to_string(), inherited = reign.inherited(); "leading: waiting for the workers to report");
+        reign.restore(replayed, unix_ms(), now);
+        let durable = reign.ledger.open();
+        log::info!(target: "master", event = "master.leading", epoch = epoch.to_string(), inherited = reign.inherited(), durable = durable; "leading: waiting for the workers to report");
         self.reign = Some(reign);
         self.said_waiting = None;
         self.shadow_due = true;
+        for (under, worker, message) in std::mem::take(&mut self.early) {
+            if under == epoch {
+                self.act_on(worker, message);
+            }
+        }
+        self.turn(ctx);
     }
 }
 
@@ -685,6 +694,9 @@ impl Handler<StandDown> for MasterActor {
     type Result = ();
 
     fn handle(&mut self, msg: StandDown, _: &mut Self::Context) {
+        self.loading = None;
+        self.waiting.clear();
+        self.waits.clear();
         if let Some(reign) = self.reign.take() {
             self.legacy.led(reign.epoch);
             let open = reign.ledger.open() + reign.inherited();
@@ -782,99 +794,6 @@ impl Handler<Inbound> for MasterActor {
     }
 }
 
-impl Handler<Submit> for MasterActor {
-    type Result = MessageResult<Submit>;
-
-    fn handle(&mut self, msg: Submit, ctx: &mut Self::Context) -> Self::Result {
-        let answers = msg.0.into_iter().map(|s| self.submit(s)).collect();
-        self.turn(ctx);
-        MessageResult(answers)
-    }
-}
-
-impl MasterActor {
-    fn submit(&mut self, submission: Submission) -> Result<TaskView, SubmitError> {
-        if self.acting().is_none() {
-            return Err(SubmitError::NotMaster);
-        }
-        submission.check()?;
-        let created_ms = unix_ms();
-        let id = submission
-            .id
-            .unwrap_or_else(|| TaskId::new(created_ms, &mut self.rng));
-        let defaults = &self.seed.settings;
-        let spec = TaskSpec {
-            id,
-            job: submission.job,
-            input: submission.input,
-            meta: submission.meta,
-            durable: false,
-            timeout_ms: millis(submission.timeout.unwrap_or(defaults.task_timeout)),
-            max_attempts: submission.max_attempts.unwrap_or(defaults.max_attempts),
-            priority: submission.priority,
-            require: submission.require,
-            created_ms,
-            not_before_ms: 0,
-        };
-        let level = self.level();
-        let Some(reign) = &mut self.reign else {
-            return Err(SubmitError::NotMaster);
-        };
-        let known = reign.ledger.get(id).is_some();
-        reign
-            .ledger
-            .accept(spec, Duration::ZERO, now())
-            .map_err(|full| SubmitError::Busy {
-                queued: match full {
-                    Full::Count(queued) => queued,
-                    Full::Bytes(_) => reign.ledger.queued(),
-                },
-                retry_after_s: 1,
-            })?;
-        self.shadow_due = true;
-        let task = reign.ledger.get(id).ok_or(SubmitError::NotMaster)?;
-        if !known {
-            log::log!(target: "master", level, event = "task.created", task = id.to_string(), job = task.spec.job.as_str(), epoch = reign.epoch.to_string(); "task accepted");
-        }
-        Ok(view(task, self.cluster.as_deref()))
-    }
-}
-
-impl Handler<ListTasks> for MasterActor {
-    type Result = Option<Vec<TaskView>>;
-
-    fn handle(&mut self, msg: ListTasks, _: &mut Self::Context) -> Self::Result {
-        let reign = self.reign.as_ref()?;
-        let tasks = reign.ledger.newest_first(msg.after);
-        let fits = |task: &&super::ledger::Task| {
-            msg.state.as_ref().is_none_or(|s| task.state.as_str() == s)
-                && msg.job.as_ref().is_none_or(|j| task.spec.job == *j)
-        };
-        let cluster = self.cluster.as_deref();
-        Some(
-            tasks
-                .filter(fits)
-                .take(msg.limit)
-                .map(|t| view(t, cluster))
-                .collect(),
-        )
-    }
-}
-
-impl Handler<GetTask> for MasterActor {
-    type Result = Option<Option<TaskView>>;
-
-    fn handle(&mut self, msg: GetTask, _: &mut Self::Context) -> Self::Result {
-        let reign = self.reign.as_ref()?;
-        Some(
-            reign
-                .ledger
-                .get(msg.0)
-                .map(|t| view(t, self.cluster.as_deref())),
-        )
-    }
-}
-
 impl Handler<AskMaster> for MasterActor {
     type Result = MasterSnapshot;
 
@@ -883,6 +802,7 @@ impl Handler<AskMaster> for MasterActor {
             return MasterSnapshot::default();
         };
         let outstanding = reign.ledger.outstanding();
+        let size = reign.journal.size();
         MasterSnapshot {
             leading: Some(reign.epoch.to_string()),
             recovering: reign.is_recovering(),
@@ -893,6 +813,14 @@ impl Handler<AskMaster> for MasterActor {
                 .collect(),
             refused: reign.refused.clone(),
             adopted: reign.adopted,
+            journal: JournalSnapshot {
+                segments: size.segments as u64,
+                bytes: size.bytes as u64,
+                in_flight: size.flying as u64,
+                commits: self.commits,
+                last_commit_us: u64::try_from(self.last_commit.as_micros()).unwrap_or(u64::MAX),
+                stalled: reign.journal.is_stalled(now()),
+            },
         }
     }
 }

@@ -3,30 +3,41 @@
 //! ```text
 //! queued ──lease──▶ leased ──result──▶ done | failed
 //!    ▲                 │ lost, timed out, retryable: queued again with back-off, up to max_attempts
-//!    └─────────────────┴──────────────▶ dead
+//!    ├─────────────────┴──────────────▶ dead ──retry, by a person──▶ queued
+//!    └── cancel, of what is queued or leased ──▶ cancelled
 //! ```
 //!
 //! Attempts only rise; only the newest attempt of a task may record; the first valid result wins; what comes late is refused
 //! with a reason and kept in the task's receipt. An attempt that could not be sent, or that its worker never began, is
 //! taken back without blame.
+//!
+//! What is decided of a **durable** task first becomes a record for the journal ([`Ledger::take_records`]) and takes place only
+//! when that is committed ([`Ledger::committed`]): until then nobody sees it, and no attempt goes out. An ephemeral task knows
+//! no such wait.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+mod handing;
+mod reading;
+mod wishes;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use crate::id::{Attempt, AttemptId, Epoch, Incarnation, NodeId, TaskId};
-use crate::wire::{Assignment, LedgerEntry, Outcome, TaskResult, TaskSpec};
+use super::Ended;
+use super::lines::Lines;
+pub use super::lines::Needs;
+use super::record::{Record, TryRecord};
+pub use super::task::Fate;
+use super::task::{Change, FAR, Pending};
+pub use super::task::{Ending, MAX_TRIES, Place, Refusal, State, Task, Try, WorkerId};
+use crate::id::{Attempt, AttemptId, Epoch, NodeId, TaskId};
+use crate::wire::{Assignment, Outcome, TaskResult, TaskSpec};
 
-/// Refused results kept in a receipt; beyond, only counted.
-const MAX_REFUSED: usize = 16;
-/// Tries kept in a receipt, and attempts of a task at the most: those without blame are forgotten first.
-pub const MAX_TRIES: usize = 100;
 /// The master's own deadline of an attempt is this much later than the worker's, which tells more.
-const GRACE: Duration = Duration::from_secs(5);
-/// No wait is longer, whatever a task or a setting says: the clock must not overflow.
-const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
+pub(super) const GRACE: Duration = Duration::from_secs(5);
+/// Who killed so many distinct workers runs beside no other such, so that the next death has one culprit.
+const SUSPECT: usize = 2;
 
 /// Bounds and manners of a ledger.
 #[derive(Clone, Debug)]
@@ -37,174 +48,19 @@ pub struct LedgerSettings {
     pub max_queued_bytes: usize,
     /// Finished tasks kept, by count…
     pub keep_finished: usize,
-    /// …and by age.
+    /// …and by bytes…
+    pub keep_finished_bytes: usize,
+    /// …and by age. Dead ones are kept apart, by count alone.
     pub keep_finished_for: Duration,
     /// Wait before the second attempt; doubled for each further one, ± 20 %.
     pub retry_wait: Duration,
+    /// A task that was executing on so many distinct workers when each died is dead.
+    pub max_kills: usize,
+    /// An id is known for so long after it was made.
+    pub window: Duration,
+    /// Ids that are known beyond their receipts, at the most: beyond, the window is shorter.
+    pub keep_ids: usize,
 }
-
-/// A worker in one life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct WorkerId {
-    /// Who.
-    pub id: NodeId,
-    /// Which life.
-    pub incarnation: Incarnation,
-}
-
-/// What a task asks of a worker. Tasks that ask the same wait in one line.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Needs {
-    /// The kind of work.
-    pub job: String,
-    /// Tags.
-    pub require: BTreeMap<String, String>,
-}
-
-/// How a task stands.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum State {
-    /// Waits for a worker.
-    Queued,
-    /// The newest attempt is with a worker.
-    Leased,
-    /// Recorded: the output.
-    Done(Bytes),
-    /// Recorded: the job said "do not retry".
-    Failed(String),
-    /// Attempts used up; kept for a person to look at.
-    Dead(String),
-    /// Cancelled.
-    Cancelled,
-}
-
-impl State {
-    /// Its name in the API.
-    pub fn as_str(&self) -> &'static str {
-        match self {
-            Self::Queued => "queued",
-            Self::Leased => "leased",
-            Self::Done(_) => "done",
-            Self::Failed(_) => "failed",
-            Self::Dead(_) => "dead",
-            Self::Cancelled => "cancelled",
-        }
-    }
-
-    fn is_open(&self) -> bool {
-        matches!(self, Self::Queued | Self::Leased)
-    }
-}
-
-/// One try, for the receipt.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Try {
-    /// Its token.
-    pub attempt: Attempt,
-    /// With whom.
-    pub worker: WorkerId,
-    /// Unix ms on the worker's clock; 0 while unknown.
-    pub started_ms: u64,
-    /// Unix ms on the worker's clock; 0 until its result came.
-    pub finished_ms: u64,
-    /// `running`, `done`, `failed`, `retry`, `timed-out`, `lost`, `superseded`, `returned`, `cancelled`.
-    pub outcome: &'static str,
-    /// Whether it counts towards `max_attempts`: it may have executed.
-    pub spent: bool,
-}
-
-/// A result that was not recorded.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
-    /// Which attempt.
-    pub attempt: Attempt,
-    /// Who sent it.
-    pub worker: NodeId,
-    /// Why.
-    pub why: &'static str,
-}
-
-/// A task with its history.
-#[derive(Clone, Debug)]
-pub struct Task {
-    /// As submitted.
-    pub spec: TaskSpec,
-    /// How it stands.
-    pub state: State,
-    /// Oldest first.
-    pub tries: Vec<Try>,
-    /// Bounded.
-    pub refused: Vec<Refusal>,
-    /// Unix ms; 0 while open.
-    pub finished_ms: u64,
-    seq: u64,
-    /// Queued, and not ready before.
-    waits_until: Option<Instant>,
-    deadline: Option<Instant>,
-    finished_at: Option<Instant>,
-}
-
-impl Task {
-    fn new(spec: TaskSpec, seq: u64) -> Self {
-        Self {
-            spec,
-            state: State::Queued,
-            tries: Vec::new(),
-            refused: Vec::new(),
-            finished_ms: 0,
-            seq,
-            waits_until: None,
-            deadline: None,
-            finished_at: None,
-        }
-    }
-
-    /// What it asks of a worker.
-    pub fn needs(&self) -> Needs {
-        Needs {
-            job: self.spec.job.clone(),
-            require: self.spec.require.clone(),
-        }
-    }
-
-    fn place(&self) -> Place {
-        (Reverse(self.spec.priority), self.seq)
-    }
-
-    fn spent(&self) -> usize {
-        self.tries.iter().filter(|t| t.spent).count()
-    }
-
-    fn begin(&mut self, attempt: Attempt, worker: WorkerId, started_ms: u64) {
-        if self.tries.len() >= MAX_TRIES {
-            let blameless = self.tries.iter().position(|t| !t.spent);
-            self.tries.remove(blameless.unwrap_or(0));
-        }
-        self.tries.push(Try {
-            attempt,
-            worker,
-            started_ms,
-            finished_ms: 0,
-            outcome: "running",
-            spent: true,
-        });
-    }
-
-    /// Twice as long each time, and ± 20 % by the chance that is in the id, so that what failed together does not return
-    /// together.
-    fn back_off(&self, first: Duration) -> Duration {
-        let spent = u32::try_from(self.spent()).unwrap_or(u32::MAX);
-        let doublings = spent.saturating_sub(1).min(16);
-        let mixed = (self.spec.id.0.as_u128() as u64)
-            .wrapping_add(u64::from(spent))
-            .wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let per_mille = 800 + u32::try_from((mixed >> 32) % 401).unwrap_or(200);
-        first.saturating_mul(1 << doublings).min(FAR) * per_mille / 1000
-    }
-}
-
-/// Higher priority first, then in order of acceptance.
-type Place = (Reverse<i32>, u64);
 
 /// Why a task was not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -213,6 +69,21 @@ pub enum Full {
     Count(usize),
     /// Their inputs are too large together.
     Bytes(usize),
+    /// Its id is unknown and older than what is remembered, unix ms: it may have been finished and forgotten.
+    Expired(u64),
+}
+
+/// What a new task is to the ledger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accepted {
+    /// It is queued.
+    New,
+    /// Its record is on its way; it is queued when that is committed.
+    Proposed,
+    /// The same id was accepted before.
+    Known,
+    /// The same id was accepted and finished before, and its receipt is gone.
+    Forgotten(Fate),
 }
 
 /// What became of a result.
@@ -220,6 +91,8 @@ pub enum Full {
 pub enum Verdict {
     /// Recorded: the task is done or failed for good.
     Recorded,
+    /// It will be what [`Ledger::committed`] says, once its record is in the journal; nothing is acknowledged before.
+    Recording,
     /// The attempt ended without an answer; the task is queued again.
     Requeued(&'static str),
     /// The attempt ended without an answer; it was the last.
@@ -230,13 +103,28 @@ pub enum Verdict {
     Refused(&'static str),
 }
 
+/// What took place when its record was committed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Committed {
+    /// Which task.
+    pub task: TaskId,
+    /// The change.
+    pub change: Change,
+    /// Who is to be told that its result was taken.
+    pub answers: Option<(NodeId, AttemptId)>,
+    /// Why, in words.
+    pub why: &'static str,
+}
+
 /// An attempt that ended without a result.
 #[derive(Clone, Copy, Debug)]
 struct Loss {
-    outcome: &'static str,
+    ending: Ending,
     why: &'static str,
     /// It counts towards `max_attempts`.
     spent: bool,
+    /// It was executing when its worker died.
+    blamed: bool,
     /// The next one waits.
     back_off: bool,
 }
@@ -244,19 +132,34 @@ struct Loss {
 /// See the module page.
 #[derive(Debug)]
 pub struct Ledger {
-    settings: LedgerSettings,
-    tasks: BTreeMap<TaskId, Task>,
-    open: BTreeSet<TaskId>,
-    /// Ready now: a line for each kind of need, so that one nobody can meet holds up no other.
-    ready: BTreeMap<Needs, BTreeMap<Place, TaskId>>,
-    ready_count: usize,
+    pub(super) settings: LedgerSettings,
+    // Never walked over for a decision: its order is chance.
+    pub(super) tasks: HashMap<TaskId, Box<Task>>,
+    pub(super) lines: Lines,
     /// Ready later.
-    later: BTreeMap<(Instant, u64), TaskId>,
-    deadlines: BTreeSet<(Instant, TaskId)>,
-    leased: BTreeMap<WorkerId, BTreeSet<TaskId>>,
-    finished: VecDeque<TaskId>,
-    queued_bytes: usize,
+    pub(super) later: BTreeMap<(Instant, u64), TaskId>,
+    pub(super) deadlines: BTreeSet<(Instant, TaskId)>,
+    pub(super) leased: BTreeMap<WorkerId, BTreeSet<TaskId>>,
+    pub(super) finished: VecDeque<TaskId>,
+    finished_bytes: usize,
+    pub(super) dead: VecDeque<TaskId>,
+    pub(super) queued_bytes: usize,
+    /// Tasks that are not finished; the ephemeral of them; those whose acceptance is being recorded.
+    open: usize,
+    open_ephemeral: usize,
+    proposed: usize,
+    held: BTreeSet<TaskId>,
     seq: u64,
+    records: Vec<Record>,
+    /// Bytes of durable tasks in the journal that are not in vain, about.
+    durable_bytes: usize,
+    /// Finished durable tasks whose receipts are gone, and how they ended.
+    ids: BTreeMap<TaskId, Fate>,
+    /// Ids made before this unix ms are not remembered.
+    floor_ms: u64,
+    /// Finished since somebody last asked, while anybody waits at all.
+    ended: Vec<Ended>,
+    watched: bool,
 }
 
 impl Ledger {
@@ -264,25 +167,55 @@ impl Ledger {
     pub fn new(settings: LedgerSettings) -> Self {
         Self {
             settings,
-            tasks: BTreeMap::new(),
-            open: BTreeSet::new(),
-            ready: BTreeMap::new(),
-            ready_count: 0,
+            tasks: HashMap::new(),
+            lines: Lines::default(),
             later: BTreeMap::new(),
             deadlines: BTreeSet::new(),
             leased: BTreeMap::new(),
             finished: VecDeque::new(),
+            finished_bytes: 0,
+            dead: VecDeque::new(),
             queued_bytes: 0,
+            open: 0,
+            open_ephemeral: 0,
+            proposed: 0,
+            held: BTreeSet::new(),
             seq: 0,
+            records: Vec::new(),
+            durable_bytes: 0,
+            ids: BTreeMap::new(),
+            floor_ms: 0,
+            ended: Vec::new(),
+            watched: false,
         }
     }
 
     // --- accepting -----------------------------------------------------------------------------------------------
 
-    /// Accepts a task. The same id again is the same task and changes nothing. `wait` is how long it must not be handed out.
-    pub fn accept(&mut self, spec: TaskSpec, wait: Duration, now: Instant) -> Result<(), Full> {
-        if self.tasks.contains_key(&spec.id) {
-            return Ok(());
+    /// Accepts a task. The same id again is the same task and changes nothing. `wait` is how long it must not be handed out;
+    /// `unix_ms` is the time now.
+    pub fn accept(
+        &mut self,
+        spec: TaskSpec,
+        wait: Duration,
+        unix_ms: u64,
+        now: Instant,
+    ) -> Result<Accepted, Full> {
+        if let Some(known) = self.tasks.get(&spec.id) {
+            return Ok(if known.is_proposed() {
+                Accepted::Proposed
+            } else {
+                Accepted::Known
+            });
+        }
+        if spec.durable {
+            self.age_ids(unix_ms);
+            if let Some(fate) = self.ids.get(&spec.id) {
+                return Ok(Accepted::Forgotten(*fate));
+            }
+            if made_ms(spec.id) < self.floor_ms {
+                return Err(Full::Expired(self.floor_ms));
+            }
         }
         let queued = self.queued();
         if queued >= self.settings.max_queued {
@@ -291,17 +224,52 @@ impl Ledger {
         if self.queued_bytes + spec.input.len() > self.settings.max_queued_bytes {
             return Err(Full::Bytes(self.queued_bytes));
         }
+        let durable = spec.durable;
         let id = self.insert(spec);
-        self.enqueue(id, wait, now);
-        Ok(())
+        if !durable {
+            self.enqueue(id, wait, now);
+            return Ok(Accepted::New);
+        }
+        let bytes = self.tasks.get(&id).map_or(0, |t| t.spec.input.len());
+        self.queued_bytes += bytes;
+        self.proposed += 1;
+        let accept = Pending {
+            change: Change::Accept(wait),
+            answers: None,
+            why: "accepted",
+        };
+        self.settle(id, accept, now);
+        Ok(Accepted::Proposed)
     }
 
     fn insert(&mut self, spec: TaskSpec) -> TaskId {
         let id = spec.id;
         self.seq += 1;
-        self.tasks.insert(id, Task::new(spec, self.seq));
-        self.open.insert(id);
+        let line = self.lines.join(&spec.job, &spec.require);
+        self.open += 1;
+        self.open_ephemeral += usize::from(!spec.durable);
+        let task = Box::new(Task::new(spec, self.seq, line));
+        self.durable_bytes += durable_weight(&task);
+        self.tasks.insert(id, task);
         id
+    }
+
+    /// It is not in the journal and never will be: forgotten as if it had never been submitted.
+    pub fn withdraw(&mut self, id: TaskId) {
+        let Some(task) = self.tasks.get(&id).filter(|t| t.is_proposed()) else {
+            return;
+        };
+        self.proposed -= 1;
+        self.queued_bytes -= task.spec.input.len();
+        self.open -= 1;
+        self.drop_task(id);
+    }
+
+    fn drop_task(&mut self, id: TaskId) {
+        if let Some(task) = self.tasks.remove(&id) {
+            self.durable_bytes -= durable_weight(&task);
+            self.lines.part(task.line);
+        }
     }
 
     fn enqueue(&mut self, id: TaskId, wait: Duration, now: Instant) {
@@ -311,40 +279,33 @@ impl Ledger {
         task.state = State::Queued;
         self.queued_bytes += task.spec.input.len();
         if wait.is_zero() {
-            self.line_up(id);
+            self.lines.push(task.line, task.place(), id);
         } else {
             let at = now + wait.min(FAR);
-            task.waits_until = Some(at);
+            task.history().waits_until = Some(at);
             self.later.insert((at, task.seq), id);
         }
     }
 
-    fn line_up(&mut self, id: TaskId) {
+    /// Out of the queue, into this state.
+    fn unqueue(&mut self, id: TaskId, to: State) {
         let Some(task) = self.tasks.get_mut(&id) else {
             return;
         };
-        task.waits_until = None;
-        let line = self.ready.entry(task.needs()).or_default();
-        line.insert(task.place(), id);
-        self.ready_count += 1;
-    }
-
-    fn unqueue(&mut self, id: TaskId) {
-        let Some(task) = self.tasks.get_mut(&id) else {
-            return;
-        };
-        self.queued_bytes -= task.spec.input.len();
-        if let Some(at) = task.waits_until.take() {
-            self.later.remove(&(at, task.seq));
+        task.state = to;
+        if std::mem::take(&mut task.held) {
+            self.held.remove(&id);
             return;
         }
-        let needs = task.needs();
-        let Some(line) = self.ready.get_mut(&needs) else {
-            return;
-        };
-        self.ready_count -= usize::from(line.remove(&task.place()).is_some());
-        if line.is_empty() {
-            self.ready.remove(&needs);
+        self.queued_bytes -= task.spec.input.len();
+        let waited = task.history.as_mut().and_then(|h| h.waits_until.take());
+        match waited {
+            Some(at) => drop(self.later.remove(&(at, task.seq))),
+            None => {
+                let line = task.line;
+                let tasks = &self.tasks;
+                self.lines.leave(line, |id| in_line(tasks, id));
+            }
         }
     }
 
@@ -354,20 +315,29 @@ impl Ledger {
     pub fn ripen(&mut self, now: Instant) {
         while let Some(entry) = self.later.first_entry().filter(|e| e.key().0 <= now) {
             let id = entry.remove();
-            self.line_up(id);
+            if let Some(task) = self.tasks.get_mut(&id) {
+                task.history().waits_until = None;
+                self.lines.push(task.line, task.place(), id);
+            }
         }
         self.forget(now);
     }
 
-    /// The task that is next, leaving out those whose needs nobody can meet now.
-    pub fn best(&self, unmet: &BTreeSet<Needs>) -> Option<&Task> {
-        let lines = self
-            .ready
-            .iter()
-            .filter(|(needs, _)| !unmet.contains(needs));
-        let heads = lines.filter_map(|(_, line)| line.first_key_value());
-        let (_, id) = heads.min_by_key(|(place, _)| **place)?;
-        self.tasks.get(id)
+    /// Lines in which somebody waits.
+    pub fn busy_lines(&self) -> Vec<u32> {
+        self.lines.busy()
+    }
+
+    /// What is asked for in a line.
+    pub fn needs(&self, line: u32) -> Option<&Needs> {
+        self.lines.needs(line)
+    }
+
+    /// The task that is next in a line, and its place among all.
+    pub fn first(&mut self, line: u32) -> Option<(Place, &Task)> {
+        let tasks = &self.tasks;
+        let (place, id) = self.lines.first(line, |id| in_line(tasks, id))?;
+        Some((place, self.tasks.get(&id)?))
     }
 
     /// Leases a queued task to a worker under a new attempt.
@@ -378,12 +348,13 @@ impl Ledger {
         epoch: Epoch,
         now: Instant,
     ) -> Option<Assignment> {
-        if self.tasks.get(&id)?.state != State::Queued {
+        let task = self.tasks.get(&id)?;
+        if task.state != State::Queued || task.pending().is_some() || task.held {
             return None;
         }
-        self.unqueue(id);
+        self.unqueue(id, State::Leased);
         let task = self.tasks.get_mut(&id)?;
-        let before = task.tries.last().map_or(0, |t| t.attempt.n);
+        let before = task.tries().last().map_or(0, |t| t.attempt.n);
         let n = before.max(1) + u32::from(before > 0 && !crate::planted::is("same-attempt-again"));
         let attempt = Attempt { epoch, n };
         task.begin(attempt, worker, 0);
@@ -395,26 +366,35 @@ impl Ledger {
         Some(assignment)
     }
 
+    /// It must not be handed out for a while, though it is its turn.
+    pub fn postpone(&mut self, id: TaskId, wait: Duration, now: Instant) {
+        if in_line(&self.tasks, id) {
+            self.unqueue(id, State::Leased);
+            self.enqueue(id, wait, now);
+        }
+    }
+
     fn begin_lease(&mut self, id: TaskId, worker: WorkerId, now: Instant) {
         let Some(task) = self.tasks.get_mut(&id) else {
             return;
         };
         task.state = State::Leased;
         let deadline = now + Duration::from_millis(task.spec.timeout_ms).min(FAR) + GRACE;
-        task.deadline = Some(deadline);
+        task.history().deadline = Some(deadline);
         self.deadlines.insert((deadline, id));
         self.leased.entry(worker).or_default().insert(id);
     }
 
-    /// Before anything changes in `tries`: the newest one names the worker that holds the lease.
+    /// Before anything changes in the tries: the newest one names the worker that holds the lease.
     fn end_lease(&mut self, id: TaskId) {
         let Some(task) = self.tasks.get_mut(&id) else {
             return;
         };
-        if let Some(deadline) = task.deadline.take() {
+        if let Some(deadline) = task.history().deadline.take() {
             self.deadlines.remove(&(deadline, id));
         }
-        let Some(worker) = task.tries.last().map(|t| t.worker) else {
+        task.history().progress = None;
+        let Some(worker) = task.tries().last().map(|t| t.worker) else {
             return;
         };
         if let Some(tasks) = self.leased.get_mut(&worker) {
@@ -432,12 +412,31 @@ impl Ledger {
         }
     }
 
+    /// It goes on: its time begins anew. Answers whether it is the newest attempt.
+    pub fn progress(&mut self, attempt: AttemptId, told: Option<&str>, now: Instant) -> bool {
+        if self.newest(attempt).is_none() {
+            return false;
+        }
+        let Some(task) = self.tasks.get_mut(&attempt.task) else {
+            return false;
+        };
+        let deadline = now + Duration::from_millis(task.spec.timeout_ms).min(FAR) + GRACE;
+        let before = task.history().deadline.replace(deadline);
+        if let Some(told) = told {
+            task.history().progress = Some(told.into());
+        }
+        if let Some(before) = before {
+            self.deadlines.remove(&(before, attempt.task));
+        }
+        self.deadlines.insert((deadline, attempt.task));
+        true
+    }
+
     fn newest(&mut self, attempt: AttemptId) -> Option<&mut Try> {
         let task = self.tasks.get_mut(&attempt.task)?;
-        let leased = task.state == State::Leased;
-        task.tries
-            .last_mut()
-            .filter(|t| leased && t.attempt == attempt.attempt)
+        let leased = task.state == State::Leased && task.pending().is_none();
+        let last = task.history.as_mut()?.tries.last_mut();
+        last.filter(|t| leased && t.attempt == attempt.attempt)
     }
 
     /// An attempt that never reached its worker, or was handed back: queued again at once, without blame. Its number is not
@@ -446,7 +445,7 @@ impl Ledger {
         let Some(last) = self.newest(attempt) else {
             return false;
         };
-        last.outcome = "returned";
+        last.ending = Ending::Returned;
         last.spent = false;
         self.end_lease(attempt.task);
         self.enqueue(attempt.task, Duration::ZERO, now);
@@ -455,73 +454,150 @@ impl Ledger {
 
     // --- recording -----------------------------------------------------------------------------------------------
 
+    /// Takes place at once for an ephemeral task; becomes a record for a durable one.
+    fn settle(&mut self, id: TaskId, pending: Pending, now: Instant) {
+        let Some(task) = self.tasks.get_mut(&id) else {
+            return;
+        };
+        if !task.spec.durable {
+            return self.apply(id, pending.change, now);
+        }
+        let record = record(task, &pending.change);
+        task.history().pending = Some(pending);
+        self.records.push(record);
+    }
+
+    /// Records for the journal, oldest first.
+    pub fn take_records(&mut self) -> Vec<Record> {
+        std::mem::take(&mut self.records)
+    }
+
+    /// The record of a change that did not get into the journal, to be tried again; `None` when nothing is pending.
+    pub fn record_again(&self, id: TaskId) -> Option<Record> {
+        let task = self.tasks.get(&id)?;
+        Some(record(task, &task.pending()?.change))
+    }
+
+    /// The record of what is pending for this task is in the journal: it takes place.
+    pub fn committed(&mut self, id: TaskId, now: Instant) -> Option<Committed> {
+        let task = self.tasks.get_mut(&id)?;
+        let pending = task.history.as_mut()?.pending.take()?;
+        if matches!(pending.change, Change::Accept(_)) {
+            self.proposed -= 1;
+            self.queued_bytes -= task.spec.input.len();
+            // Most tasks only wait: they carry no history.
+            task.history = None;
+        }
+        self.apply(id, pending.change.clone(), now);
+        Some(Committed {
+            task: id,
+            change: pending.change,
+            answers: pending.answers,
+            why: pending.why,
+        })
+    }
+
+    fn apply(&mut self, id: TaskId, change: Change, now: Instant) {
+        match change {
+            Change::Accept(wait) | Change::Requeue(wait) => self.enqueue(id, wait, now),
+            Change::Finish(state, at_ms) => self.finish(id, state, at_ms, now),
+            Change::Retry => self.revive(id, now),
+        }
+    }
+
     /// A worker's result.
     pub fn result(&mut self, from: NodeId, result: &TaskResult, now: Instant) -> Verdict {
         let id = result.attempt.task;
         let token = result.attempt.attempt;
         let Some(task) = self.tasks.get_mut(&id) else {
+            if self.ids.contains_key(&id) {
+                return Verdict::Refused("the task is already finished");
+            }
             return Verdict::Refused("no such task is known to this master");
         };
         let heard = |t: &Try| t.attempt == token && t.worker.id == from && t.finished_ms > 0;
-        if task.tries.iter().any(heard) {
+        if task.tries().iter().any(heard) {
             if crate::planted::is("result-recorded-twice") {
                 return Verdict::Recorded;
             }
-            return Verdict::Repeated;
+            return if task.pending().is_some() {
+                Verdict::Recording
+            } else {
+                Verdict::Repeated
+            };
         }
         let refused = |r: &Refusal| r.attempt == token && r.worker == from;
-        if task.refused.iter().any(refused) {
+        if task.refused().iter().any(refused) {
             return Verdict::Repeated;
         }
         if let Some(why) = unfit(task, token, from) {
-            if task.refused.len() < MAX_REFUSED {
-                task.refused.push(Refusal {
-                    attempt: token,
-                    worker: from,
-                    why,
-                });
-            }
+            task.refuse(token, from, why);
             return Verdict::Refused(why);
         }
         // 0 stands for "no result came".
         let finished_ms = result.finished_ms.max(1);
-        if let Some(last) = task.tries.last_mut() {
+        if let Some(last) = task.history().tries.last_mut() {
             last.started_ms = result.started_ms;
             last.finished_ms = finished_ms;
-            last.outcome = match &result.outcome {
-                Outcome::Done(_) => "done",
-                Outcome::Failed(_) => "failed",
-                Outcome::Retry(_) => "retry",
-                Outcome::TimedOut => "timed-out",
-                Outcome::Cancelled => "cancelled",
+            last.ending = match &result.outcome {
+                Outcome::Done(_) => Ending::Done,
+                Outcome::Failed(_) => Ending::Failed,
+                Outcome::Retry(_) => Ending::Retry,
+                Outcome::TimedOut => Ending::TimedOut,
+                Outcome::Cancelled => Ending::Cancelled,
             };
         }
         self.end_lease(id);
+        let answers = Some((from, result.attempt));
         let state = match &result.outcome {
-            Outcome::Done(output) => State::Done(output.clone()),
-            Outcome::Failed(why) => State::Failed(why.clone()),
+            Outcome::Done(output) => State::Done(output[..].into()),
+            Outcome::Failed(why) => State::Failed(why.as_str().into()),
             Outcome::Cancelled => State::Cancelled,
             Outcome::Retry(why) => {
                 let reason = "it asked for another try";
-                return self.again(id, why.clone(), reason, true, finished_ms, now);
+                return self.again(id, why, reason, true, (answers, finished_ms), now);
             }
             Outcome::TimedOut => {
                 let reason = "it overran its time";
-                return self.again(id, reason.to_owned(), reason, true, finished_ms, now);
+                return self.again(id, reason, reason, true, (answers, finished_ms), now);
             }
         };
-        self.finish(id, state, finished_ms, now);
-        Verdict::Recorded
+        let finish = Pending {
+            change: Change::Finish(state, finished_ms),
+            answers,
+            why: "a result came",
+        };
+        self.settle(id, finish, now);
+        self.taken(id, Verdict::Recorded)
+    }
+
+    /// This verdict, or that it is being recorded.
+    fn taken(&self, id: TaskId, verdict: Verdict) -> Verdict {
+        let pending = self.tasks.get(&id).is_some_and(|t| t.pending().is_some());
+        if pending { Verdict::Recording } else { verdict }
     }
 
     fn finish(&mut self, id: TaskId, state: State, at_ms: u64, now: Instant) {
         if let Some(task) = self.tasks.get_mut(&id) {
             debug_assert!(task.state.is_open(), "a result is immutable");
+            let dead = matches!(state, State::Dead(_));
+            self.durable_bytes -= durable_weight(task);
             task.state = state;
-            task.finished_ms = at_ms;
-            task.finished_at = Some(now);
-            self.open.remove(&id);
-            self.finished.push_back(id);
+            let history = task.history();
+            history.finished_ms = at_ms;
+            history.finished_at = Some(now);
+            self.durable_bytes += durable_weight(task);
+            self.open -= 1;
+            self.open_ephemeral -= usize::from(!task.spec.durable);
+            if self.watched {
+                self.ended.push(ended(task));
+            }
+            if dead {
+                self.dead.push_back(id);
+            } else {
+                self.finished_bytes += task.weight();
+                self.finished.push_back(id);
+            }
         }
         self.forget(now);
     }
@@ -530,63 +606,160 @@ impl Ledger {
     fn again(
         &mut self,
         id: TaskId,
-        error: String,
+        error: &str,
         why: &'static str,
         back_off: bool,
-        at_ms: u64,
+        (answers, at_ms): (Option<(NodeId, AttemptId)>, u64),
         now: Instant,
     ) -> Verdict {
-        let Some(task) = self.tasks.get(&id) else {
+        let Some(task) = self.tasks.get_mut(&id) else {
             return Verdict::Refused("no such task is known to this master");
         };
-        if task.spent() >= (task.spec.max_attempts as usize).min(MAX_TRIES) {
-            self.finish(id, State::Dead(error), at_ms, now);
-            return Verdict::Dead;
-        }
-        let wait = if back_off {
-            task.back_off(self.settings.retry_wait)
+        // Whatever comes, it is with no worker any more.
+        task.state = State::Queued;
+        let kills = task.kills();
+        let used_up = task.spent() >= (task.spec.max_attempts as usize).min(MAX_TRIES);
+        let dead = if kills >= self.settings.max_kills {
+            Some(format!(
+                "it was executing on {kills} workers when each of them died"
+            ))
         } else {
-            Duration::ZERO
+            used_up.then(|| error.to_owned())
         };
-        self.enqueue(id, wait, now);
-        Verdict::Requeued(why)
+        let (change, verdict) = match dead {
+            Some(error) => {
+                let state = State::Dead(error.into());
+                (Change::Finish(state, at_ms), Verdict::Dead)
+            }
+            None if back_off => {
+                let wait = task.back_off(self.settings.retry_wait);
+                (Change::Requeue(wait), Verdict::Requeued(why))
+            }
+            None => (Change::Requeue(Duration::ZERO), Verdict::Requeued(why)),
+        };
+        let pending = Pending {
+            change,
+            answers,
+            why,
+        };
+        self.settle(id, pending, now);
+        self.taken(id, verdict)
     }
 
     /// Drops what was finished too long ago, or is too much.
     fn forget(&mut self, now: Instant) {
-        let keep_for = self.settings.keep_finished_for;
-        while let Some(id) = self.finished.front() {
-            let at = self.tasks.get(id).and_then(|t| t.finished_at);
-            let old = at.is_none_or(|at| now.saturating_duration_since(at) > keep_for);
-            if self.finished.len() <= self.settings.keep_finished && !old {
-                return;
+        let keep = self.settings.clone();
+        while let Some(id) = self.finished.front().copied() {
+            let at = self
+                .tasks
+                .get(&id)
+                .and_then(|t| t.history.as_ref()?.finished_at);
+            let old =
+                at.is_none_or(|at| now.saturating_duration_since(at) > keep.keep_finished_for);
+            let few = self.finished.len() <= keep.keep_finished;
+            if few && self.finished_bytes <= keep.keep_finished_bytes && !old {
+                break;
             }
-            self.tasks.remove(id);
             self.finished.pop_front();
+            if let Some(task) = self.tasks.get(&id) {
+                self.finished_bytes -= task.weight();
+                if task.spec.durable {
+                    self.ids.insert(id, Fate::of(&task.state));
+                }
+                self.drop_task(id);
+            }
+        }
+        while self.dead.len() > self.settings.keep_finished {
+            let Some(id) = self.dead.pop_front() else {
+                break;
+            };
+            if self.tasks.get(&id).is_some_and(|t| t.spec.durable) {
+                self.ids.insert(id, Fate::Dead);
+            }
+            self.drop_task(id);
+        }
+        while self.ids.len() > self.settings.keep_ids {
+            if let Some((oldest, _)) = self.ids.pop_first() {
+                self.floor_ms = self.floor_ms.max(made_ms(oldest) + 1);
+            }
+        }
+    }
+
+    /// What is older than the window is not remembered.
+    fn age_ids(&mut self, unix_ms: u64) {
+        let window = u64::try_from(self.settings.window.as_millis()).unwrap_or(u64::MAX);
+        self.floor_ms = self.floor_ms.max(unix_ms.saturating_sub(window));
+        while let Some((oldest, _)) = self.ids.first_key_value() {
+            if made_ms(*oldest) >= self.floor_ms {
+                break;
+            }
+            self.ids.pop_first();
+        }
+    }
+
+    /// Tasks that were finished since the last call, if they were to be watched; and whether they are from now on.
+    pub fn take_ended(&mut self, watched: bool) -> Vec<Ended> {
+        self.watched = watched;
+        std::mem::take(&mut self.ended)
+    }
+
+    /// How a task ended; `None` while it has not.
+    pub fn ending(&self, id: TaskId) -> Option<Ended> {
+        match self.get(id) {
+            Some(task) => (!task.state.is_open()).then(|| ended(task)),
+            None => self.forgotten(id).map(|fate| Ended {
+                id,
+                state: fate.as_str(),
+                output: None,
+                error: None,
+            }),
         }
     }
 
     // --- losing and finding --------------------------------------------------------------------------------------
 
-    /// A worker is gone: each of its attempts is lost, and the task queued again at once or dead. `at_ms` is the unix time.
+    /// A worker is gone: each of its attempts is lost, and the task queued again at once or dead. Only what was executing is
+    /// blamed; and if one of that was suspect already, it alone. `at_ms` is the unix time.
     pub fn lose_worker(
         &mut self,
         worker: WorkerId,
         at_ms: u64,
         now: Instant,
     ) -> Vec<(AttemptId, Verdict)> {
-        // The loss of a worker is not the task's fault: no back-off.
-        let loss = Loss {
-            outcome: "lost",
-            why: "its worker is gone",
-            spent: true,
-            back_off: false,
-        };
         if crate::planted::is("lost-worker-keeps-tasks") {
             return Vec::new();
         }
-        let lost = self.leased_to(worker).into_iter();
-        lost.filter_map(|attempt| self.lose(attempt, loss, at_ms, now))
+        let lost = self.leased_to(worker);
+        let began = |a: &AttemptId| self.tasks.get(&a.task).is_some_and(|t| executes(t));
+        let suspect = |a: &AttemptId| {
+            self.tasks
+                .get(&a.task)
+                .is_some_and(|t| t.kills() >= SUSPECT)
+        };
+        let executing: BTreeSet<AttemptId> = lost.iter().filter(|a| began(a)).copied().collect();
+        let suspects: BTreeSet<AttemptId> =
+            executing.iter().filter(|a| suspect(a)).copied().collect();
+        let blamed = if suspects.is_empty() {
+            &executing
+        } else {
+            &suspects
+        };
+        // The loss of a worker is not the task's fault: no back-off, and it does not count towards its attempts.
+        let loss = |attempt: &AttemptId| Loss {
+            ending: if executing.contains(attempt) {
+                Ending::Lost
+            } else {
+                Ending::Returned
+            },
+            why: "its worker is gone",
+            spent: false,
+            blamed: blamed.contains(attempt),
+            back_off: false,
+        };
+        let losses: Vec<(AttemptId, Loss)> = lost.iter().map(|a| (*a, loss(a))).collect();
+        losses
+            .into_iter()
+            .filter_map(|(attempt, loss)| self.lose(attempt, loss, at_ms, now))
             .collect()
     }
 
@@ -598,20 +771,28 @@ impl Ledger {
         now: Instant,
     ) -> Option<(AttemptId, Verdict)> {
         let last = self.newest(attempt)?;
-        last.outcome = loss.outcome;
+        last.ending = loss.ending;
         last.spent = loss.spent;
+        last.blamed = loss.blamed;
         self.end_lease(attempt.task);
-        let error = loss.why.to_owned();
-        let verdict = self.again(attempt.task, error, loss.why, loss.back_off, at_ms, now);
+        let verdict = self.again(
+            attempt.task,
+            loss.why,
+            loss.why,
+            loss.back_off,
+            (None, at_ms),
+            now,
+        );
         Some((attempt, verdict))
     }
 
     /// Attempts whose time is long over without a word from the worker, and with whom they are.
     pub fn overdue(&mut self, at_ms: u64, now: Instant) -> Vec<(AttemptId, WorkerId, Verdict)> {
         let loss = Loss {
-            outcome: "timed-out",
+            ending: Ending::TimedOut,
             why: "no word came within its time",
             spent: true,
+            blamed: false,
             back_off: true,
         };
         let mut due = Vec::new();
@@ -628,7 +809,8 @@ impl Ledger {
 
     fn holder(&self, id: TaskId) -> Option<(AttemptId, WorkerId)> {
         let task = self.tasks.get(&id)?;
-        let last = task.tries.last().filter(|_| task.state == State::Leased)?;
+        let leased = task.state == State::Leased && task.pending().is_none();
+        let last = task.tries().last().filter(|_| leased)?;
         let attempt = last.attempt;
         Some((AttemptId { task: id, attempt }, last.worker))
     }
@@ -652,7 +834,7 @@ impl Ledger {
             if !task.state.is_open() {
                 return Err("the task is already finished");
             }
-            let last = task.tries.last();
+            let last = task.tries().last();
             let newer = last.is_some_and(|last| last.attempt > token);
             if newer && !crate::planted::is("adopts-the-superseded") {
                 return Err("a newer attempt superseded it");
@@ -661,6 +843,9 @@ impl Ledger {
             if same.is_some_and(|last| last.finished_ms > 0) {
                 return Err("its result is known");
             }
+            if task.pending().is_some() {
+                return Err("how it goes on is being recorded");
+            }
             // The same node may come back under another incarnation, with what it runs.
             if same.is_some_and(|last| last.worker.id != worker.id) {
                 return Err("another worker runs this attempt");
@@ -668,22 +853,28 @@ impl Ledger {
             if task.state == State::Leased {
                 self.end_lease(id);
             } else {
-                self.unqueue(id);
+                self.unqueue(id, State::Leased);
             }
+        } else if self.ids.contains_key(&id) {
+            return Err("the task is already finished");
+        } else if assignment.spec.durable {
+            // Handed out only after its record was committed: whoever knows it no more has finished and forgotten it.
+            return Err("it is not in the journal");
         } else {
             self.insert(assignment.spec.clone());
         }
         if let Some(task) = self.tasks.get_mut(&id) {
-            match task.tries.last_mut() {
+            match task.history().tries.last_mut() {
                 Some(last) if last.attempt == token => {
                     last.worker = worker;
                     last.started_ms = last.started_ms.max(started_ms);
-                    last.outcome = "running";
+                    last.ending = Ending::Running;
                     last.spent = true;
+                    last.blamed = false;
                 }
                 last => {
-                    if let Some(last) = last.filter(|last| last.outcome == "running") {
-                        last.outcome = "superseded";
+                    if let Some(last) = last.filter(|last| last.ending == Ending::Running) {
+                        last.ending = Ending::Superseded;
                     }
                     task.begin(token, worker, started_ms);
                 }
@@ -705,6 +896,18 @@ impl Ledger {
         u32::try_from(tasks).unwrap_or(u32::MAX)
     }
 
+    /// Whether a task should run beside no other that may kill its worker, and those workers that have one.
+    pub fn suspicion(&self, id: TaskId) -> Option<BTreeSet<WorkerId>> {
+        let suspect = |id: &TaskId| self.tasks.get(id).is_some_and(|t| t.kills() >= SUSPECT);
+        suspect(&id).then(|| {
+            let busy = self
+                .leased
+                .iter()
+                .filter(|(_, ids)| ids.iter().any(suspect));
+            busy.map(|(worker, _)| *worker).collect()
+        })
+    }
+
     /// An attempt that its worker does not know (any more): lost, or never begun and then without blame.
     pub fn unknown_to_worker(
         &mut self,
@@ -714,128 +917,74 @@ impl Ledger {
     ) -> Option<(AttemptId, Verdict)> {
         let began = self.newest(attempt)?.started_ms > 0;
         let loss = Loss {
-            outcome: if began { "lost" } else { "returned" },
+            ending: if began {
+                Ending::Lost
+            } else {
+                Ending::Returned
+            },
             why: "its worker does not know it",
             spent: began,
+            blamed: false,
             back_off: false,
         };
         self.lose(attempt, loss, at_ms, now)
     }
+}
 
-    /// The open tasks, to be handed over or shadowed, at most `limit`, and how many there are beyond.
-    pub fn entries(&self, limit: usize) -> (Vec<LedgerEntry>, usize) {
-        let open = self.open.iter().take(limit);
-        let entries: Vec<LedgerEntry> = open
-            .filter_map(|id| Some(entry(self.tasks.get(id)?)))
-            .collect();
-        let beyond = self.open.len() - entries.len();
-        (entries, beyond)
+fn ended(task: &Task) -> Ended {
+    let (output, error) = match &task.state {
+        State::Done(output) => (Some(Bytes::copy_from_slice(output)), None),
+        State::Failed(why) | State::Dead(why) => (None, Some(why.to_string())),
+        State::Queued | State::Leased | State::Cancelled => (None, None),
+    };
+    Ended {
+        id: task.spec.id,
+        state: task.state.as_str(),
+        output,
+        error,
     }
+}
 
-    /// For the reign after this one on the same node: what is open is taken out, what is finished stays.
-    pub fn take_open(&mut self) -> Vec<LedgerEntry> {
-        let (entries, _) = self.entries(usize::MAX);
-        let mut rest = Self::new(self.settings.clone());
-        for id in std::mem::take(&mut self.open) {
-            self.tasks.remove(&id);
-        }
-        rest.tasks = std::mem::take(&mut self.tasks);
-        rest.finished = std::mem::take(&mut self.finished);
-        rest.seq = self.seq;
-        *self = rest;
-        entries
+/// Whether it stands in its line.
+fn in_line(tasks: &HashMap<TaskId, Box<Task>>, id: TaskId) -> bool {
+    tasks.get(&id).is_some_and(|task| {
+        let history = task.history.as_ref();
+        let idle = history.is_none_or(|h| h.waits_until.is_none() && h.pending.is_none());
+        task.state == State::Queued && !task.held && idle
+    })
+}
+
+/// Whether its newest attempt is known to have begun.
+fn executes(task: &Task) -> bool {
+    task.tries().last().is_some_and(|t| t.started_ms > 0)
+}
+
+fn durable_weight(task: &Task) -> usize {
+    if task.spec.durable {
+        task.weight_of_answer()
+    } else {
+        0
     }
+}
 
-    /// A task of a ledger that was handed over, or of a dead master's shadow, which nobody reported: queued, keeping its
-    /// attempts, so that numbers only rise. `wait` is how long it must not be handed out; `reign` is the epoch of this ledger.
-    pub fn inherit(
-        &mut self,
-        entry: LedgerEntry,
-        wait: Duration,
-        reign: Epoch,
-        now: Instant,
-    ) -> bool {
-        let usable = |(id, ..): &(AttemptId, NodeId, Incarnation)| {
-            id.attempt.n < u32::MAX && id.attempt.epoch <= reign
-        };
-        if self.tasks.contains_key(&entry.spec.id) || !entry.attempts.iter().all(usable) {
-            return false;
-        }
-        let id = self.insert(entry.spec);
-        if let Some(task) = self.tasks.get_mut(&id) {
-            for (attempt, worker, incarnation) in entry.attempts {
-                let worker = WorkerId {
-                    id: worker,
-                    incarnation,
-                };
-                task.begin(attempt.attempt, worker, 0);
-            }
-            // How each ended is not handed on: none is blamed.
-            for past in &mut task.tries {
-                past.outcome = "returned";
-                past.spent = false;
-            }
-            if let Some(last) = task.tries.last_mut().filter(|_| entry.leased) {
-                last.outcome = "lost";
-                last.spent = true;
-            }
-        }
-        self.enqueue(id, wait, now);
-        true
-    }
+/// When an id was made, unix ms: a UUIDv7 says so.
+pub fn made_ms(id: TaskId) -> u64 {
+    u64::try_from(id.0.as_u128() >> 80).unwrap_or(0)
+}
 
-    // --- reading -------------------------------------------------------------------------------------------------
-
-    /// One task.
-    pub fn get(&self, id: TaskId) -> Option<&Task> {
-        self.tasks.get(&id)
-    }
-
-    /// Newest first, below `after`.
-    pub fn newest_first(&self, after: Option<TaskId>) -> impl Iterator<Item = &Task> {
-        use std::ops::Bound::{Excluded, Unbounded};
-        let below = after.map_or(Unbounded, Excluded);
-        self.tasks
-            .range((Unbounded, below))
-            .rev()
-            .map(|(_, task)| task)
-    }
-
-    /// Waiting for a worker.
-    pub fn queued(&self) -> usize {
-        self.ready_count + self.later.len()
-    }
-
-    /// Queued or with a worker.
-    pub fn open(&self) -> usize {
-        self.open.len()
-    }
-
-    /// With a worker.
-    pub fn outstanding(&self) -> BTreeMap<WorkerId, usize> {
-        self.leased.iter().map(|(w, t)| (*w, t.len())).collect()
-    }
-
-    /// Tasks by state. Walks over what is finished, never over the queue.
-    pub fn counts(&self) -> BTreeMap<String, u64> {
-        let mut counts: BTreeMap<String, u64> = BTreeMap::new();
-        let leased: usize = self.leased.values().map(BTreeSet::len).sum();
-        for (state, n) in [(State::Queued, self.queued()), (State::Leased, leased)] {
-            if n > 0 {
-                counts.insert(state.as_str().to_owned(), n as u64);
-            }
-        }
-        for task in self.finished.iter().filter_map(|id| self.tasks.get(id)) {
-            *counts.entry(task.state.as_str().to_owned()).or_default() += 1;
-        }
-        counts
-    }
-
-    /// When something is due by itself: a deadline, or a task that waits for its time.
-    pub fn next_due(&self) -> Option<Instant> {
-        let deadline = self.deadlines.first().map(|(at, _)| *at);
-        let later = self.later.first_key_value().map(|((at, _), _)| *at);
-        deadline.into_iter().chain(later).min()
+fn record(task: &Task, change: &Change) -> Record {
+    let tried = task.tries().last().map(TryRecord::from);
+    let id = task.spec.id;
+    match change {
+        Change::Accept(_) => Record::Accepted(task.spec.clone()),
+        Change::Finish(state, at_ms) => Record::Finished {
+            task: id,
+            tried,
+            answer: state.into(),
+            at_ms: *at_ms,
+        },
+        Change::Requeue(_) => Record::Requeued { task: id, tried },
+        Change::Retry => Record::Retried { task: id },
     }
 }
 
@@ -847,29 +996,19 @@ fn unfit(task: &Task, token: Attempt, from: NodeId) -> Option<&'static str> {
     if !task.state.is_open() {
         return Some("the task is already finished");
     }
-    match task.tries.last() {
+    if let Some(pending) = task.pending() {
+        return Some(match pending.change {
+            Change::Finish(State::Cancelled, _) => "the task is being cancelled",
+            Change::Finish(..) => "the task is already finished",
+            _ => "it was given up before its result came",
+        });
+    }
+    match task.tries().last() {
         Some(last) if last.attempt == token && last.worker.id == from => {
             (task.state != State::Leased).then_some("it was given up before its result came")
         }
         Some(last) if last.attempt > token => Some("a newer attempt superseded it"),
         _ => Some("this master did not hand it out"),
-    }
-}
-
-fn entry(task: &Task) -> LedgerEntry {
-    let id = task.spec.id;
-    let attempt = |t: &Try| {
-        let attempt = t.attempt;
-        (
-            AttemptId { task: id, attempt },
-            t.worker.id,
-            t.worker.incarnation,
-        )
-    };
-    LedgerEntry {
-        spec: task.spec.clone(),
-        attempts: task.tries.iter().map(attempt).collect(),
-        leased: task.state == State::Leased,
     }
 }
 

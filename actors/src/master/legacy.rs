@@ -98,7 +98,7 @@ mod tests {
         LedgerEntry {
             spec: TaskSpec {
                 id: TaskId(uuid::Uuid::from_u128(n)),
-                job: "noop".to_owned(),
+                job: "noop".into(),
                 input: bytes::Bytes::new(),
                 meta: Default::default(),
                 durable: false,

@@ -3,17 +3,24 @@
 //! It acts only between [`Lead`] and [`StandDown`], and only under that epoch. Promises: an attempt is handed to a worker
 //! only within the credit that worker granted; only the newest attempt of a task records; the first valid result wins;
 //! a removed worker's attempts are queued again at once; what workers report at the start of a reign is adopted, not run
-//! again. Ephemeral tasks live in this ledger alone: what was only queued here dies with the process.
+//! again. A durable task is acknowledged only when its record is in the registry, and so is what becomes of it: a new master
+//! reads the journal before it answers anything. Ephemeral tasks live in this ledger alone: what was only queued here dies
+//! with the process, but for what the likely heir was told.
 
 pub mod actor;
 pub mod balancer;
 pub mod generator;
+pub mod journal;
 pub mod ledger;
 pub mod legacy;
+pub mod lines;
 pub mod pulse;
+pub mod record;
 pub mod reign;
 pub mod roster;
+mod task;
 pub mod view;
+pub mod waits;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -102,10 +109,22 @@ pub struct MasterSettings {
     pub max_queued_bytes: usize,
     /// Finished tasks kept for reading, by count…
     pub keep_finished: usize,
+    /// …and by bytes…
+    pub keep_finished_bytes: usize,
     /// …and by age.
     pub keep_finished_for: Duration,
     /// A new master waits this long for the reports of registered workers.
     pub recovery_wait: Duration,
+    /// A task that was executing on so many distinct workers when each died is dead.
+    pub max_kills: u32,
+    /// The id of a durable task is known for so long after it was made…
+    pub idempotency: Duration,
+    /// …unless there are more than this many without a receipt: then the oldest are refused as expired sooner.
+    pub keep_ids: usize,
+    /// Whoever submits is told `unknown` when the registry has not answered for this long.
+    pub commit_timeout: Duration,
+    /// The registry's history is dropped as the journal goes on. It affects everybody who uses that registry.
+    pub compact: bool,
 }
 
 impl Default for MasterSettings {
@@ -121,6 +140,12 @@ impl Default for MasterSettings {
             keep_finished: 10_000,
             keep_finished_for: Duration::from_secs(3600),
             recovery_wait: Duration::from_secs(2),
+            keep_finished_bytes: 64 * 1024 * 1024,
+            max_kills: 5,
+            idempotency: Duration::from_secs(3600),
+            keep_ids: 1_000_000,
+            commit_timeout: Duration::from_secs(5),
+            compact: true,
         }
     }
 }
@@ -172,6 +197,10 @@ pub struct Submission {
     pub priority: i32,
     /// Tags a worker must have.
     pub require: BTreeMap<String, String>,
+    /// Whether it must survive the loss of every node.
+    pub durable: bool,
+    /// Not to be handed out before, unix ms; 0 for at once.
+    pub not_before_ms: u64,
 }
 
 impl Submission {
@@ -208,14 +237,83 @@ impl Submission {
         if !self.timeout.is_none_or(fits) {
             return bad("timeout must be at least 1 ms and at most a year".to_owned());
         }
+        if self.durable && self.id.is_some_and(|id| id.0.get_version_num() != 7) {
+            return bad(
+                "the id of a durable task must be a UUIDv7: it says when it was made, so that it is known when it may be forgotten"
+                    .to_owned(),
+            );
+        }
         Ok(())
     }
 }
 
-/// Accept these tasks (ephemeral). One answer each, in order.
+/// Accept these tasks. One answer each, in order; for durable ones when they are recorded, or it is known that they are not, or
+/// after `commit_timeout`.
 #[derive(Clone, Debug, Message)]
-#[rtype(result = "Vec<Result<TaskView, SubmitError>>")]
+#[rtype(result = "Vec<Result<Taken, SubmitError>>")]
 pub struct Submit(pub Vec<Submission>);
+
+/// A task that was accepted, now or before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// Its identity.
+    pub id: TaskId,
+    /// `queued`, `leased`, `done`, `failed`, `dead` or `cancelled`.
+    pub state: &'static str,
+}
+
+/// Wait until all of these are finished. `None`: this node does not lead (any more). Whoever drops the future waits no more.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "Option<Vec<Ended>>")]
+pub struct AwaitTasks(pub Vec<TaskId>);
+
+/// How a task ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Identity.
+    pub id: TaskId,
+    /// `done`, `failed`, `dead` or `cancelled`.
+    pub state: &'static str,
+    /// JSON, when it is done and its receipt is kept.
+    pub output: Option<Bytes>,
+    /// Why it is not done.
+    pub error: Option<String>,
+}
+
+/// Cancel a task that is not finished: a running attempt is stopped.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "Result<TaskView, ChangeError>")]
+pub struct CancelTask(pub TaskId);
+
+/// Give a dead task another chance.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "Result<TaskView, ChangeError>")]
+pub struct RetryTask(pub TaskId);
+
+/// Why a task was not cancelled or tried again.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ChangeError {
+    /// This node does not lead.
+    #[error("this node does not lead")]
+    NotMaster,
+    /// There is no such task.
+    #[error("there is no task {0}")]
+    Missing(TaskId),
+    /// It cannot be done to a task that stands like this.
+    #[error("the task is {state}: {why}")]
+    Conflict {
+        /// How it stands.
+        state: &'static str,
+        /// Why not.
+        why: &'static str,
+    },
+    /// It was not recorded, and nothing has changed.
+    #[error("not recorded: {0}; try again")]
+    NotRecorded(String),
+    /// It may yet be recorded.
+    #[error("the registry has not answered: it may yet take place; look at the task, or ask again")]
+    Unknown,
+}
 
 /// Why a task was not accepted; nothing was recorded.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
@@ -234,6 +332,22 @@ pub enum SubmitError {
     /// The task itself is not acceptable.
     #[error("{0}")]
     Invalid(String),
+    /// It is not recorded and will not be: the registry is away, slow, or refused it.
+    #[error("not recorded: {0}; try again")]
+    NotRecorded(String),
+    /// It may yet be recorded: the same id must be sent again.
+    #[error(
+        "the registry has not answered: whether the task is recorded is unknown; send the same id again"
+    )]
+    Unknown,
+    /// Its id is not known, and older than what is remembered: it may have been done and forgotten.
+    #[error(
+        "the id was made too long ago, before {floor}: what was done under such an id is forgotten; use a new one"
+    )]
+    Expired {
+        /// RFC 3339: ids made before are not remembered.
+        floor: String,
+    },
 }
 
 /// One try at a task, as the API shows it.
@@ -293,6 +407,12 @@ pub struct TaskView {
     pub idempotent_until: Option<String>,
     /// Results that came too late or from the wrong attempt.
     pub refused: Vec<RefusalView>,
+    /// RFC 3339; absent unless it was to wait.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_before: Option<String>,
+    /// What the job last told of its progress.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<String>,
     /// Whether the answer may be old.
     pub stale: bool,
 }
@@ -336,4 +456,24 @@ pub struct MasterSnapshot {
     pub refused: BTreeMap<String, u64>,
     /// Attempts adopted in this reign.
     pub adopted: u64,
+    /// The journal of durable tasks.
+    #[serde(default)]
+    pub journal: JournalSnapshot,
+}
+
+/// How the journal stands.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct JournalSnapshot {
+    /// Segments in the registry.
+    pub segments: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Segments on their way.
+    pub in_flight: u64,
+    /// Segments committed in this reign.
+    pub commits: u64,
+    /// How long the last one took, µs.
+    pub last_commit_us: u64,
+    /// The registry does not answer, or refuses: durable submits are refused.
+    pub stalled: bool,
 }

@@ -8,10 +8,12 @@ use std::time::{Duration, Instant};
 
 use rand::Rng;
 
-use super::balancer::Balancer;
+use super::balancer::{Able, Balancer};
 use super::generator::Generator;
-use super::ledger::{Ledger, LedgerSettings, Verdict, WorkerId};
+use super::journal::{Journal, Replayed};
+use super::ledger::{Committed, Ledger, LedgerSettings, Place, Verdict, WorkerId};
 use super::legacy::Will;
+use super::record::Record;
 use super::roster::{Roster, why_nobody, worker_of};
 use super::{GeneratorSettings, MasterSettings, MasterWorks};
 use crate::cluster::Cluster;
@@ -35,6 +37,8 @@ pub struct Reign {
     pub epoch: Epoch,
     /// Every task.
     pub ledger: Ledger,
+    /// What of it is recorded.
+    pub journal: Journal,
     /// Every worker that has reported.
     pub roster: Roster,
     /// Makes tasks.
@@ -101,12 +105,36 @@ pub struct Matched {
     pub more: bool,
 }
 
+/// The first task of a line, and who could take it.
+#[derive(Debug)]
+struct Head {
+    line: u32,
+    place: Place,
+    task: TaskId,
+    able: Vec<Able>,
+}
+
+impl Head {
+    /// A credit of this worker is spent.
+    fn spend(&mut self, worker: NodeId) {
+        if let Some(at) = self.able.iter().position(|a| a.id == worker) {
+            let able = &mut self.able[at];
+            able.outstanding += 1;
+            able.credit -= 1;
+            if able.credit == 0 {
+                self.able.remove(at);
+            }
+        }
+    }
+}
+
 impl Reign {
     /// Nothing is known yet.
     pub fn new(
         epoch: Epoch,
         settings: &MasterSettings,
         generator: GeneratorSettings,
+        journal: Journal,
         now: Instant,
     ) -> Self {
         Self {
@@ -115,9 +143,14 @@ impl Reign {
                 max_queued: settings.max_queued,
                 max_queued_bytes: settings.max_queued_bytes,
                 keep_finished: settings.keep_finished,
+                keep_finished_bytes: settings.keep_finished_bytes,
+                max_kills: settings.max_kills as usize,
+                window: settings.idempotency,
+                keep_ids: settings.keep_ids,
                 keep_finished_for: settings.keep_finished_for,
                 retry_wait: settings.retry_wait,
             }),
+            journal,
             roster: Roster::default(),
             generator: Generator::new(generator),
             frozen: false,
@@ -132,12 +165,20 @@ impl Reign {
 
     /// This node's own reign before: what was finished stays finished, what was open is known first-hand.
     pub fn succeed(&mut self, mut before: Self) {
-        let open = before.ledger.take_open();
-        self.ledger = before.ledger;
+        let (open, finished) = before.ledger.take_open();
+        self.ledger = finished;
         self.generator = before.generator;
         self.inherited = before.inherited;
         self.inherited
             .extend(open.into_iter().map(|e| (e.spec.id, e)));
+    }
+
+    /// The durable tasks, as the journal has them.
+    pub fn restore(&mut self, replayed: Replayed, unix_ms: u64, now: Instant) {
+        for (_, snapshot) in replayed.tasks {
+            self.ledger.restore(snapshot, unix_ms, now);
+        }
+        self.ledger.restore_ids(replayed.ids, replayed.floor_ms);
     }
 
     /// The ledger of another master, kept aside until the workers have reported; queued if they have.
@@ -175,7 +216,7 @@ impl Reign {
             return None;
         }
         self.recovering = None;
-        let mut queued = Vec::new();
+        let mut queued = self.ledger.release(unix_ms, now);
         for (id, entry) in std::mem::take(&mut self.inherited) {
             let leased = entry.leased;
             let wait = wait(&entry.spec, unix_ms);
@@ -245,7 +286,7 @@ impl Reign {
         now: Instant,
     ) -> Result<bool, &'static str> {
         let id = assignment.attempt.task;
-        let news = self.ledger.get(id).is_none();
+        let news = self.ledger.get(id).is_none_or(|t| t.is_held());
         let inherited = self.inherited.get(&id);
         let superseded = |e: &LedgerEntry| {
             let newest = e.attempts.iter().map(|(a, ..)| a.attempt).max();
@@ -338,6 +379,36 @@ impl Reign {
         returned
     }
 
+    // --- what is recorded ----------------------------------------------------------------------------------------
+
+    /// Puts what the ledger decided into segments, and what is still needed of old ones.
+    pub fn write(&mut self, now: Instant) {
+        for record in self.ledger.take_records() {
+            self.journal.append(&record, self.ledger.floor_ms(), now);
+        }
+        self.journal.clean(&self.ledger, now);
+    }
+
+    /// A segment is in the registry: what it holds takes place.
+    pub fn landed(&mut self, segment: u64, now: Instant) -> Vec<Committed> {
+        let changed = self.journal.landed(segment);
+        changed
+            .into_iter()
+            .filter_map(|task| self.ledger.committed(task, now))
+            .collect()
+    }
+
+    /// A segment is not in the registry and never will be: acceptances are withdrawn, all else is recorded again later.
+    pub fn not_recorded(&mut self, segment: u64, until: Instant) {
+        for task in self.journal.refused(segment, until) {
+            match self.ledger.record_again(task) {
+                Some(Record::Accepted(_)) => self.ledger.withdraw(task),
+                Some(record) => drop(self.journal.append(&record, self.ledger.floor_ms(), until)),
+                None => {}
+            }
+        }
+    }
+
     // --- what goes out -------------------------------------------------------------------------------------------
 
     /// Hands out what can be handed out, best first.
@@ -351,32 +422,34 @@ impl Reign {
     ) -> Matched {
         let mut matched = Matched::default();
         let mut lots: BTreeMap<NodeId, (WorkerId, Vec<Assignment>)> = BTreeMap::new();
-        let mut unmet = BTreeSet::new();
         let mut count = 0;
         self.ledger.ripen(now);
-        while let Some(task) = self.ledger.best(&unmet) {
+        let mut heads = self.heads(cluster, works, &mut matched, now);
+        while let Some(at) = (0..heads.len()).min_by_key(|at| heads[*at].place) {
             if count == MAX_MATCHED {
                 matched.more = true;
                 break;
             }
-            let load = |worker| self.ledger.load(worker);
-            let able = self.roster.able(&task.spec, cluster, works, load, now);
-            let chosen = balancer.pick(&able, rng);
-            let Some(worker) = chosen.and_then(|id| worker_of(cluster, id)) else {
-                if matched.waiting.is_none() {
-                    matched.waiting = why_nobody(&task.spec, cluster, works);
+            let (id, line) = (heads[at].task, heads[at].line);
+            match self.choose(id, &heads[at].able, balancer, cluster, rng) {
+                Some(worker) => {
+                    let Some(assignment) = self.ledger.lease(id, worker, self.epoch, now) else {
+                        break;
+                    };
+                    self.roster.spend(worker);
+                    let lot = lots.entry(worker.id).or_insert((worker, Vec::new()));
+                    lot.1.push(assignment);
+                    count += 1;
+                    heads.iter_mut().for_each(|head| head.spend(worker.id));
                 }
-                unmet.insert(task.needs());
-                continue;
-            };
-            let id = task.spec.id;
-            let Some(assignment) = self.ledger.lease(id, worker, self.epoch, now) else {
-                break;
-            };
-            self.roster.spend(worker);
-            let lot = lots.entry(worker.id).or_insert((worker, Vec::new()));
-            lot.1.push(assignment);
-            count += 1;
+                // Somebody suspect, and no worker without one: another may go before it.
+                None => self.ledger.postpone(id, PAUSE, now),
+            }
+            match self.ledger.first(line) {
+                Some((place, task)) => (heads[at].place, heads[at].task) = (place, task.spec.id),
+                None => heads[at].able.clear(),
+            }
+            heads.retain(|head| !head.able.is_empty());
         }
         for (to, (worker, assignments)) in lots {
             let report = self.roster.report_of(worker).unwrap_or_default();
@@ -392,8 +465,66 @@ impl Reign {
         matched
     }
 
+    /// The first of each line that somebody can take now.
+    fn heads(
+        &mut self,
+        cluster: &Cluster,
+        works: MasterWorks,
+        matched: &mut Matched,
+        now: Instant,
+    ) -> Vec<Head> {
+        let mut heads = Vec::new();
+        for line in self.ledger.busy_lines() {
+            let Some((place, task)) = self.ledger.first(line) else {
+                continue;
+            };
+            let task = task.spec.id;
+            let Some(needs) = self.ledger.needs(line) else {
+                continue;
+            };
+            let load = |worker| self.ledger.load(worker);
+            let able = self.roster.able(needs, cluster, works, load, now);
+            if able.is_empty() {
+                if matched.waiting.is_none() {
+                    matched.waiting = why_nobody(needs, cluster, works);
+                }
+                continue;
+            }
+            heads.push(Head {
+                line,
+                place,
+                task,
+                able,
+            });
+        }
+        heads
+    }
+
+    /// The worker for this task; `None` when those that are able each run somebody else that may kill them.
+    fn choose<R: Rng + ?Sized>(
+        &self,
+        task: TaskId,
+        able: &[Able],
+        balancer: &mut Balancer,
+        cluster: &Cluster,
+        rng: &mut R,
+    ) -> Option<WorkerId> {
+        let id = match self.ledger.suspicion(task) {
+            None => balancer.pick(able, rng),
+            Some(taken) => {
+                let free = |a: &&Able| {
+                    worker_of(cluster, a.id).is_some_and(|worker| !taken.contains(&worker))
+                };
+                let free: Vec<Able> = able.iter().filter(free).copied().collect();
+                balancer.pick(&free, rng)
+            }
+        };
+        worker_of(cluster, id?)
+    }
+
     /// Everything that is open, for an heir.
     pub fn entries(&self) -> Vec<LedgerEntry> {
+        // Durable ones are in the journal.
         let (mut entries, _) = self.ledger.entries(usize::MAX);
         entries.extend(self.inherited.values().cloned());
         entries
@@ -424,6 +555,7 @@ impl Reign {
     pub fn next_due(&self) -> Option<Instant> {
         let made = self.generator.next();
         made.into_iter()
+            .chain(self.journal.next_due())
             .chain(self.ledger.next_due())
             .chain(self.recovering)
             .min()

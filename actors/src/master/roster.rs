@@ -5,10 +5,9 @@ use std::time::Instant;
 
 use super::MasterWorks;
 use super::balancer::Able;
-use super::ledger::WorkerId;
+use super::ledger::{Needs, WorkerId};
 use crate::cluster::{Cluster, Member, MemberState};
 use crate::id::NodeId;
-use crate::wire::TaskSpec;
 
 /// A worker that has reported in this reign.
 #[derive(Clone, Copy, Debug, Default)]
@@ -83,7 +82,7 @@ impl Roster {
     /// Who could take this task now, sorted by id; `load` is how many attempts a worker has.
     pub fn able(
         &self,
-        task: &TaskSpec,
+        task: &Needs,
         cluster: &Cluster,
         works: MasterWorks,
         load: impl Fn(WorkerId) -> u32,
@@ -99,6 +98,7 @@ impl Roster {
                     id: worker.id,
                     outstanding: load(worker),
                     capacity: m.registration.capacity,
+                    credit: standing.credit,
                 })
             })
             .collect();
@@ -144,22 +144,20 @@ fn candidates(cluster: &Cluster, works: MasterWorks) -> impl Iterator<Item = &Me
         .filter(move |m| m.registration.id != me || myself)
 }
 
-fn fits(member: &Member, task: &TaskSpec) -> bool {
+fn fits(member: &Member, task: &Needs) -> bool {
     let r = &member.registration;
     let tagged = task.require.iter().all(|(k, v)| r.tags.get(k) == Some(v));
-    tagged && r.jobs.contains(&task.job)
+    tagged && r.jobs.iter().any(|job| **job == *task.job)
 }
 
 /// Why nobody can take a task, in words; `None` when it only waits for a worker that is busy.
-pub fn why_nobody(task: &TaskSpec, cluster: &Cluster, works: MasterWorks) -> Option<String> {
+pub fn why_nobody(task: &Needs, cluster: &Cluster, works: MasterWorks) -> Option<String> {
     let serving: Vec<&Member> = candidates(cluster, works).collect();
     if serving.is_empty() {
         return Some("there is no worker".to_owned());
     }
-    if !serving
-        .iter()
-        .any(|m| m.registration.jobs.contains(&task.job))
-    {
+    let knows = |m: &&Member| m.registration.jobs.iter().any(|job| **job == *task.job);
+    if !serving.iter().any(knows) {
         return Some(format!("no worker knows the job {:?}", task.job));
     }
     if !serving.iter().any(|m| fits(m, task)) {
@@ -175,11 +173,9 @@ pub fn why_nobody(task: &TaskSpec, cluster: &Cluster, works: MasterWorks) -> Opt
 mod tests {
     use std::time::Duration;
 
-    use bytes::Bytes;
-
     use super::*;
     use crate::cluster::Registration;
-    use crate::id::{Incarnation, TaskId};
+    use crate::id::Incarnation;
 
     fn member(n: u128) -> Member {
         Member {
@@ -221,19 +217,10 @@ mod tests {
         }
     }
 
-    fn task() -> TaskSpec {
-        TaskSpec {
-            id: TaskId(uuid::Uuid::nil()),
-            job: "multiply".to_owned(),
-            input: Bytes::new(),
-            meta: BTreeMap::new(),
-            durable: false,
-            timeout_ms: 1,
-            max_attempts: 1,
-            priority: 0,
+    fn task() -> Needs {
+        Needs {
+            job: "multiply".into(),
             require: BTreeMap::new(),
-            created_ms: 0,
-            not_before_ms: 0,
         }
     }
 
@@ -245,7 +232,7 @@ mod tests {
         roster
     }
 
-    fn able(roster: &Roster, task: &TaskSpec, cluster: &Cluster, works: MasterWorks) -> Vec<u128> {
+    fn able(roster: &Roster, task: &Needs, cluster: &Cluster, works: MasterWorks) -> Vec<u128> {
         let able = roster.able(task, cluster, works, |_| 0, Instant::now());
         able.iter().map(|w| w.id.0).collect()
     }
@@ -290,7 +277,7 @@ mod tests {
         tagged.registration.tags = BTreeMap::from([("disk".to_owned(), "fast".to_owned())]);
         let cluster = cluster(vec![tagged.clone(), member(3)]);
         let mut roster = roster(&cluster);
-        let picky = TaskSpec {
+        let picky = Needs {
             require: tagged.registration.tags.clone(),
             ..task()
         };
@@ -319,12 +306,12 @@ mod tests {
         let works = MasterWorks::WhenAlone;
         assert!(why_nobody(&task(), &nobody, works).is_some_and(|w| w.contains("no worker")));
         let one = cluster(vec![member(2)]);
-        let odd = TaskSpec {
-            job: "paint".to_owned(),
+        let odd = Needs {
+            job: "paint".into(),
             ..task()
         };
         assert!(why_nobody(&odd, &one, works).is_some_and(|w| w.contains("paint")));
-        let picky = TaskSpec {
+        let picky = Needs {
             require: BTreeMap::from([("disk".to_owned(), "fast".to_owned())]),
             ..task()
         };

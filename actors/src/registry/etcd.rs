@@ -147,6 +147,10 @@ impl Backend for EtcdBackend {
         self.run(move |links| links.watch(prefix, revision))
     }
 
+    fn compact(&self, revision: i64) -> BoxFuture<'static, Result<(), RegistryError>> {
+        self.run(move |links| async move { links.compact(revision).await })
+    }
+
     fn status(&self) -> BoxFuture<'static, Result<Status, RegistryError>> {
         self.run(|links| async move { links.status().await })
     }
@@ -359,6 +363,18 @@ impl Links {
                 }
             }
         })
+    }
+
+    async fn compact(&self, revision: i64) -> Result<(), RegistryError> {
+        let compacted = self
+            .call(Again::Always, 0, |link| async move {
+                link.client.kv_client().compact(revision, None).await
+            })
+            .await;
+        match compacted {
+            Ok(_) | Err(RegistryError::Compacted { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     async fn status(&self) -> Result<Status, RegistryError> {

@@ -229,6 +229,8 @@ pub trait Backend: Send + Sync {
         prefix: &str,
         revision: i64,
     ) -> BoxFuture<'static, Result<WatchStream, RegistryError>>;
+    /// Drops the history before `revision`, for everybody who uses this registry. One that is dropped already is fine.
+    fn compact(&self, revision: i64) -> BoxFuture<'static, Result<(), RegistryError>>;
     /// What the registry says of itself.
     fn status(&self) -> BoxFuture<'static, Result<Status, RegistryError>>;
 }

@@ -71,6 +71,11 @@ impl Keys {
         format!("{}challenge/{incarnation}", self.prefix)
     }
 
+    /// Where durable tasks are recorded.
+    pub fn journal(&self) -> String {
+        format!("{}journal/", self.prefix)
+    }
+
     /// What is watched: everything but names (claimed, never followed) and the journal (bulk).
     pub fn watched(&self) -> [String; 4] {
         [

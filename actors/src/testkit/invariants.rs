@@ -5,6 +5,7 @@
 //! | 1  | one owner per epoch                                     | `master.promoted`, what is said under an epoch, the registry |
 //! | 2  | epochs and revisions never fall                         | `master.promoted`, `master.changed`, the registry        |
 //! | 3  | nothing below a seen epoch has an effect                | `task.started`, journal writes                           |
+//! | 4  | no accepted durable task is lost                       | `sim.lost`, `sim.unfinished`                             |
 //! | 5  | one recorded result                                     | [`super::tasks`]                                         |
 //! | 6  | attempts only rise                                      | [`super::tasks`]                                         |
 //! | 7  | started at most once                                    | [`super::tasks`]                                         |
@@ -14,7 +15,7 @@
 //! | 13 | no verdict, no takeover without a fault                 | `peer.condemned`, `master.promoted` in calm              |
 //! | 14 | liveness, once the faults have ended                    | `sim.unsettled`, `sim.unfinished`                        |
 //!
-//! 4 and 11 need durable tasks, 10 the secret; they are added with those.
+//! 11 needs a checker of histories, 10 the secret; they are added with those.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -87,6 +88,11 @@ pub struct Invariants {
     last_fault: Option<Duration>,
     had_master: bool,
     submitted: BTreeMap<String, u64>,
+    submitted_at: BTreeMap<String, Duration>,
+    /// Durable tasks that were accepted, in the registry that there is.
+    accepted: Vec<String>,
+    /// Since when there is this registry.
+    served: Duration,
     counts: BTreeMap<String, u64>,
 }
 
@@ -104,6 +110,9 @@ impl Invariants {
             last_fault: None,
             had_master: false,
             submitted: BTreeMap::new(),
+            submitted_at: BTreeMap::new(),
+            accepted: Vec::new(),
+            served: Duration::ZERO,
             counts: BTreeMap::new(),
         }
     }
@@ -121,6 +130,11 @@ impl Invariants {
     /// The tasks as told so far.
     pub fn tasks(&mut self) -> &mut Tasks {
         &mut self.tasks
+    }
+
+    /// Durable tasks that were accepted: each must end.
+    pub fn accepted(&self) -> Vec<String> {
+        self.accepted.clone()
     }
 
     /// See [`Tasks::oldest_lease`].
@@ -364,6 +378,8 @@ impl Invariants {
             )),
             "sim.false_verdict" => Some((13, record.get("what").to_owned())),
             "sim.submitted" => {
+                let task = record.get("task").to_owned();
+                self.submitted_at.insert(task, record.at);
                 *self
                     .submitted
                     .entry(record.get("task").to_owned())
@@ -371,6 +387,13 @@ impl Invariants {
                 None
             }
             "sim.answered" => self.answered(record),
+            // What an empty registry took the place of is lost with it.
+            "sim.serving" => {
+                self.accepted.clear();
+                self.served = record.at;
+                None
+            }
+            "sim.lost" => Some((4, record.get("what").to_owned())),
             "sim.view" => Some((9, record.get("what").to_owned())),
             "sim.leak" => Some((12, record.get("what").to_owned())),
             "sim.unsettled" | "sim.unfinished" | "sim.late" => {
@@ -387,6 +410,15 @@ impl Invariants {
             return Some((8, format!("the submit of {task} was answered twice")));
         }
         *open -= 1;
+        // What was handed in before may be in the registry before.
+        let here = self
+            .submitted_at
+            .get(&task)
+            .is_some_and(|at| *at > self.served);
+        let accepted = record.get("answer").starts_with("accepted");
+        if here && accepted && record.get("durable") == "true" {
+            self.accepted.push(task);
+        }
         None
     }
 

@@ -23,6 +23,9 @@ struct Told {
 pub struct Tasks {
     /// Per task and epoch: a ledger belongs to a reign.
     told: BTreeMap<(String, Epoch), Told>,
+    /// Durable tasks: their results are for all reigns.
+    durable: BTreeSet<String>,
+    recorded: BTreeMap<String, (Epoch, String)>,
     /// Attempts started by each process.
     started: BTreeMap<Place, BTreeSet<(String, Attempt)>>,
     running: BTreeMap<Place, BTreeSet<(String, Attempt)>>,
@@ -37,6 +40,8 @@ impl Tasks {
     pub fn new(capacity: usize) -> Self {
         Self {
             told: BTreeMap::new(),
+            durable: BTreeSet::new(),
+            recorded: BTreeMap::new(),
             started: BTreeMap::new(),
             running: BTreeMap::new(),
             peaks: BTreeMap::new(),
@@ -52,7 +57,31 @@ impl Tasks {
             self.running.remove(&place);
             return None;
         }
+        if record.event == "sim.submitted" && record.get("durable") == "true" {
+            self.durable.insert(task);
+            return None;
+        }
+        // An empty registry knows of no result.
+        if record.event == "sim.serving" {
+            self.recorded.clear();
+            return None;
+        }
         let attempt = record.attempt()?;
+        if self.durable.contains(&task)
+            && ["task.finished", "task.failed", "task.dead"].contains(&record.event.as_str())
+        {
+            let epoch = record.epoch("epoch")?;
+            let said = (epoch, record.event.clone());
+            if let Some((first, how)) = self.recorded.insert(task.clone(), said) {
+                return Some((
+                    5,
+                    format!(
+                        "durable task {task} ended twice: {how} under {first}, {} under {epoch}",
+                        record.event
+                    ),
+                ));
+            }
+        }
         match record.event.as_str() {
             "task.started" => self.start(place, task, attempt),
             "task.executed" => {

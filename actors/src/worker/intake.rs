@@ -263,7 +263,7 @@ mod tests {
             attempt: AttemptId { task, attempt },
             spec: TaskSpec {
                 id: task,
-                job: "noop".to_owned(),
+                job: "noop".into(),
                 input: Bytes::new(),
                 meta: BTreeMap::new(),
                 durable: false,

@@ -20,12 +20,13 @@ use troupe_actors::discovery::actor::{
 use troupe_actors::discovery::{DiscoverySettings, Retire, StepDown};
 use troupe_actors::id::{NodeId, TaskId};
 use troupe_actors::job::{Job, JobContext, JobError, Jobs};
-use troupe_actors::master::actor::{MasterActor, MasterSeed};
+use troupe_actors::master::actor::{JournalSeed, MasterActor, MasterSeed};
 use troupe_actors::master::{
     GeneratorSettings, GetTask, MasterPulse, MasterSettings, Submission, Submit,
 };
 use troupe_actors::registry::actor::{Deregister, RegistryActor, RegistrySeed};
 use troupe_actors::registry::etcd::EtcdBackend;
+use troupe_actors::registry::session::Keys;
 use troupe_actors::registry::{RegistrySettings, Timeouts};
 use troupe_actors::supervisor::{
     ChildSpec, Kill, LocalSpawner, Plane, SupervisionSettings, Supervisor, SupervisorHandle,
@@ -175,11 +176,15 @@ pub async fn run(name: String, make: Make, stage: Shared) -> turmoil::Result {
         seat.orders = Some(orders);
     }
     note(&stage, "sim.started", &[("id", id.to_string())]);
-    let backend = EtcdBackend::with_dial(
-        vec![format!("http://{}", net::REGISTRY)],
-        Timeouts::default(),
-        net::dial_registry(&name),
-    )?;
+    let connect = || {
+        EtcdBackend::with_dial(
+            vec![format!("http://{}", net::REGISTRY)],
+            Timeouts::default(),
+            net::dial_registry(&name),
+        )
+    };
+    let (backend, journal) = (connect()?, connect()?);
+    let keys = Keys::new(&identity.cluster);
 
     let (registry, registry_box) = mailbox::<RegistryActor>(MAILBOX);
     let (transport, transport_box) = mailbox::<TransportActor>(MAILBOX);
@@ -278,6 +283,11 @@ pub async fn run(name: String, make: Make, stage: Shared) -> turmoil::Result {
         }),
     };
     let master_seed = MasterSeed {
+        journal: JournalSeed {
+            backend: Arc::new(journal),
+            prefix: keys.journal(),
+            master_key: keys.master(),
+        },
         settings: MasterSettings::default(),
         generator: GeneratorSettings {
             enabled: make.generator.is_some(),
@@ -373,7 +383,7 @@ impl Node {
 
     fn carry_out(&self, order: Order) {
         match order {
-            Order::Submit(id, input) => self.submit(id, input),
+            Order::Submit(id, input, durable) => self.submit(id, input, durable),
             Order::Look(id) => self.look(id),
             Order::Kill(actor, how) => {
                 let kill = Kill {
@@ -391,8 +401,9 @@ impl Node {
         }
     }
 
-    fn submit(&self, id: TaskId, input: String) {
-        note(&self.stage, "sim.submitted", &[("task", id.to_string())]);
+    fn submit(&self, id: TaskId, input: String, durable: bool) {
+        let what = [("task", id.to_string()), ("durable", durable.to_string())];
+        note(&self.stage, "sim.submitted", &what);
         let submission = Submission {
             id: Some(id),
             job: "multiply".to_owned(),
@@ -402,6 +413,8 @@ impl Node {
             max_attempts: None,
             priority: 0,
             require: Default::default(),
+            durable,
+            not_before_ms: 0,
         };
         let (master, stage) = (self.master.clone(), self.stage.clone());
         tokio::task::spawn_local(async move {
@@ -410,11 +423,15 @@ impl Node {
                 Err(_) => None,
             };
             let said = match answer {
-                Some(Ok(view)) => view.state,
+                Some(Ok(taken)) => format!("accepted as {}", taken.state),
                 Some(Err(why)) => why.to_string(),
                 None => "unknown".to_owned(),
             };
-            let fields = [("task", id.to_string()), ("answer", said)];
+            let fields = [
+                ("task", id.to_string()),
+                ("answer", said),
+                ("durable", durable.to_string()),
+            ];
             note(&stage, "sim.answered", &fields);
         });
     }

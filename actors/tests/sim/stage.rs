@@ -19,8 +19,8 @@ pub const EPOCH_SECONDS: u64 = 1_800_000_000;
 /// What the world asks of a machine.
 #[derive(Clone, Debug)]
 pub enum Order {
-    /// Hand this task in.
-    Submit(TaskId, String),
+    /// Hand this task in: its id, its input, whether it is durable.
+    Submit(TaskId, String, bool),
     /// Look up this task; answered by `sim.task`.
     Look(TaskId),
     /// Break an actor.

@@ -191,6 +191,7 @@ impl World<'_> {
             self.settle()?;
         }
         self.no_lease_is_forgotten()?;
+        self.finish_accepted()?;
         self.finish_probes()?;
         self.for_time(self.plan.calm)?;
         if self.plan.calm < CALM {
@@ -218,7 +219,10 @@ impl World<'_> {
             while let Some((_, node)) = submits.next_if(|(at, _)| began + *at <= self.sim.elapsed())
             {
                 let number = self.rng.random_range(30..60).to_string();
-                self.submit(&name(node), number);
+                // To the node that leads as often as to any.
+                let master = self.master().filter(|_| self.rng.random_bool(0.5));
+                let durable = self.rng.random_bool(0.6);
+                self.submit(&master.unwrap_or(name(node)), number, durable);
             }
             self.step()?;
         }
@@ -236,9 +240,11 @@ impl World<'_> {
         self.step()
     }
 
-    fn submit(&mut self, node: &str, input: String) -> TaskId {
-        let id = TaskId::new(EPOCH_SECONDS * 1000, &mut self.rng);
-        self.stage.borrow().order(node, Order::Submit(id, input));
+    fn submit(&mut self, node: &str, input: String, durable: bool) -> TaskId {
+        let ms = EPOCH_SECONDS * 1000 + self.sim.elapsed().as_millis() as u64;
+        let id = TaskId::new(ms, &mut self.rng);
+        let order = Order::Submit(id, input, durable);
+        self.stage.borrow().order(node, order);
         id
     }
 
@@ -652,7 +658,7 @@ impl World<'_> {
         let capacity = self.plan.make.capacity as usize;
         self.invariants.tasks().forget_peaks();
         let mut open: Vec<TaskId> = (0..workers.len() * capacity * 2)
-            .map(|_| self.submit(&master, node::PROBE.to_owned()))
+            .map(|_| self.submit(&master, node::PROBE.to_owned(), false))
             .collect();
         let began = self.sim.elapsed();
         while !open.is_empty() {
@@ -694,6 +700,48 @@ impl World<'_> {
             "{short:?} never ran the {capacity} attempts side by side that they grant, though work was waiting"
         );
         self.broken("sim.unfinished", &what)
+    }
+
+    /// Every durable task that was accepted has ended, unless the registry that held it is gone; the master says so.
+    fn finish_accepted(&mut self) -> Result<(), Violation> {
+        let Some(master) = self.master() else {
+            return Ok(());
+        };
+        let began = self.sim.elapsed();
+        let mut open = self.invariants.accepted();
+        while !open.is_empty() {
+            let asked = self.stage.borrow().trace.len();
+            for id in &open {
+                if let Ok(id) = id.parse() {
+                    self.stage.borrow().order(&master, Order::Look(id));
+                }
+            }
+            self.for_time(Duration::from_millis(500))?;
+            let lost = {
+                let stage = self.stage.borrow();
+                let answers = stage.trace[asked..]
+                    .iter()
+                    .filter(|r| r.event == "sim.task");
+                let mut lost = None;
+                for answer in answers {
+                    match answer.get("state") {
+                        "done" | "failed" | "dead" => open.retain(|id| id != answer.get("task")),
+                        "not known" => lost = Some(answer.get("task").to_owned()),
+                        _ => {}
+                    }
+                }
+                lost
+            };
+            if let Some(task) = lost {
+                let what = format!("task {task} was accepted as durable and is not known any more");
+                return self.broken("sim.lost", &what);
+            }
+            if self.sim.elapsed() > began + FINISHED_WITHIN {
+                let what = format!("durable task {} was accepted and has not ended", open[0]);
+                return self.broken("sim.unfinished", &what);
+            }
+        }
+        Ok(())
     }
 
     /// Once all is well no attempt stays with a worker for longer than its job takes.

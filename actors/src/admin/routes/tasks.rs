@@ -12,24 +12,27 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::IntoResponse;
+use futures_util::future::join_all;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
-use tokio::sync::broadcast::Receiver;
-use tokio::sync::broadcast::error::RecvError;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::{IsCarried, Params, escape, take_body};
 use crate::admin::office::{Intent, Office, pass_on};
 use crate::admin::relay::Call;
 use crate::admin::reply::{Answer, ApiError, ok};
 use crate::admin::{Receipt, TasksView};
-use crate::events::Record;
 use crate::id::TaskId;
-use crate::master::{GetTask, ListTasks, Submission, Submit, SubmitError, TaskView};
+use crate::master::{
+    AwaitTasks, CancelTask, ChangeError, Ended, GetTask, ListTasks, RetryTask, Submission, Submit,
+    SubmitError, Taken, TaskView,
+};
 use crate::time::unix_ms;
 use crate::wire::{ApiResponse, MAX_PAYLOAD};
 
+/// Longest time a task may be made to wait.
+const MAX_DELAY: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Newline-delimited JSON.
 pub(super) const NDJSON: &str = "application/x-ndjson";
 /// Tasks in one body; keeps the answer in proportion to the body limit.
@@ -40,7 +43,7 @@ const BATCH: usize = 512;
 const BATCH_BYTES: usize = 512 * 1024;
 /// Bytes of one page of tasks; it must fit into a frame even when its last task is large.
 const PAGE_BYTES: usize = 256 * 1024;
-/// A waiting read looks at least this often, should the record that announces the end be filtered from the log.
+/// A waiting read that the master did not answer looks again after this.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// One task as somebody asks for it.
@@ -62,10 +65,13 @@ struct TaskBody {
     priority: i32,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     require: BTreeMap<String, String>,
-    #[serde(default, skip_serializing)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     durable: Option<bool>,
-    #[serde(default, skip_serializing)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     delay: Option<Span>,
+    /// Unix ms; what `delay` becomes at the node that was asked first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    not_before_ms: Option<u64>,
 }
 
 /// A time span in JSON: `"30s"`, `"1m 30s"`, or a number of seconds.
@@ -99,20 +105,21 @@ impl TaskBody {
         task.id
             .get_or_insert_with(|| TaskId::new(unix_ms(), &mut rand::rng()));
         task.check().map_err(|error| task.named(error))?;
+        if let Some(Span(delay)) = task.delay.take() {
+            let delay = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
+            task.not_before_ms = Some(unix_ms().saturating_add(delay));
+        }
         Ok(task)
     }
 
     fn check(&self) -> Result<(), ApiError> {
-        let later = |what: &str| {
-            let message =
-                format!("{what} tasks need the journal, which this version does not have");
-            ApiError::new(StatusCode::NOT_IMPLEMENTED, "not_implemented", message)
-        };
-        if self.durable == Some(true) {
-            return Err(later("durable"));
+        if self.delay.is_some_and(|delay| delay.0 > MAX_DELAY) {
+            return Err(ApiError::bad("delay must be at most a year"));
         }
-        if self.delay.is_some() {
-            return Err(later("delayed"));
+        if self.delay.is_some() && self.not_before_ms.is_some() {
+            return Err(ApiError::bad(
+                "delay and not_before_ms say the same; one of them is enough",
+            ));
         }
         if self.job.is_empty() {
             return Err(ApiError::bad("job must name a kind of work"));
@@ -148,6 +155,8 @@ impl TaskBody {
             max_attempts: self.max_attempts,
             priority: self.priority,
             require: self.require.clone(),
+            durable: self.durable.unwrap_or(true),
+            not_before_ms: self.not_before_ms.unwrap_or(0),
         }
     }
 
@@ -165,17 +174,19 @@ type Outcome = Result<Receipt, ApiError>;
 pub(super) async fn submit(
     State(office): State<Arc<Office>>,
     IsCarried(carried): IsCarried,
+    Params(Wait { wait }): Params<Wait>,
     headers: HeaderMap,
     body: Body,
 ) -> Answer {
+    let wait = parse_wait(&office, wait.as_deref())?;
     let bytes = take_body(&office, body).await?;
     let kind = headers.get(header::CONTENT_TYPE);
     let lines = kind.is_some_and(|kind| kind.as_bytes().starts_with(NDJSON.as_bytes()));
     if carried || lines {
-        return submit_lines(&office, carried, &bytes).await;
+        return submit_lines(&office, carried, wait, &bytes).await;
     }
     let task = TaskBody::parse(&bytes)?;
-    let outcome = submit_batch(&office, false, std::slice::from_ref(&task)).await;
+    let outcome = submit_batch(&office, false, wait, std::slice::from_ref(&task)).await;
     let receipt = outcome
         .and_then(|mut outcomes| {
             outcomes
@@ -183,10 +194,16 @@ pub(super) async fn submit(
                 .unwrap_or_else(|| Err(ApiError::not_master()))
         })
         .map_err(|error| task.named(error))?;
-    Ok((StatusCode::ACCEPTED, Json(receipt)).into_response())
+    let finished = !["queued", "leased"].contains(&receipt.state.as_str());
+    let status = if finished && !wait.is_zero() {
+        StatusCode::OK
+    } else {
+        StatusCode::ACCEPTED
+    };
+    Ok((status, Json(receipt)).into_response())
 }
 
-async fn submit_lines(office: &Office, carried: bool, bytes: &[u8]) -> Answer {
+async fn submit_lines(office: &Office, carried: bool, wait: Duration, bytes: &[u8]) -> Answer {
     let lines = bytes.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
     let lines: Vec<_> = lines.filter(|line| !line.is_empty()).collect();
     if lines.is_empty() || lines.len() > MAX_LINES {
@@ -202,8 +219,12 @@ async fn submit_lines(office: &Office, carried: bool, bytes: &[u8]) -> Answer {
         .map(|task| task.map(|task| good.push(task)).err())
         .collect();
     let mut outcomes = Vec::new();
-    for batch in batches(&good) {
-        match submit_batch(office, carried, batch).await {
+    // All at once, so that a batch is on its way while another is waited for; answers in order.
+    let batches = batches(&good).into_iter();
+    let asked = batches
+        .map(|batch| async move { (batch, submit_batch(office, carried, wait, batch).await) });
+    for (batch, answer) in join_all(asked).await {
+        match answer {
             Ok(done) => outcomes.extend(done),
             // Whoever carried it here must learn that nothing of it was taken.
             Err(error) if carried => return Err(error),
@@ -259,13 +280,19 @@ fn batches(tasks: &[TaskBody]) -> Vec<&[TaskBody]> {
 async fn submit_batch(
     office: &Office,
     carried: bool,
+    wait: Duration,
     batch: &[TaskBody],
 ) -> Result<Vec<Outcome>, ApiError> {
-    let call = |_| {
+    let margin = office.seed.settings.relay_timeout;
+    let call = |left: Duration| {
         let lines = batch.iter().map(|task| json_line(&task));
-        Call::post("/v1/tasks", lines.collect::<String>())
+        let path = match wait.min(left.saturating_sub(margin)).as_millis() {
+            0 => "/v1/tasks".to_owned(),
+            wait => format!("/v1/tasks?wait={wait}ms"),
+        };
+        Call::post(path, lines.collect::<String>())
     };
-    let local = |_| async {
+    let local = |left: Duration| async move {
         let submissions = batch.iter().map(TaskBody::submission).collect();
         let to = &office.seed.submit;
         let answers = office.ask("master", to, Submit(submissions)).await?;
@@ -273,14 +300,59 @@ async fn submit_batch(
             return Err(ApiError::not_master());
         }
         let tasks = batch.iter().zip(answers);
-        Ok(tasks.map(|(task, answer)| outcome(task, answer)).collect())
+        let mut outcomes: Vec<Outcome> =
+            tasks.map(|(task, answer)| outcome(task, answer)).collect();
+        if !wait.is_zero() {
+            await_ends(office, wait.min(left.saturating_sub(margin)), &mut outcomes).await?;
+        }
+        Ok(outcomes)
     };
-    let within = office.seed.settings.relay_timeout;
+    let within = margin + wait;
     let asked = office.at_master(carried, Intent::Write, within, call, from_lines, local);
     asked.await
 }
 
-fn outcome(task: &TaskBody, answer: Result<TaskView, SubmitError>) -> Outcome {
+/// Fills in how those ended that were accepted, if all have within the time.
+async fn await_ends(
+    office: &Office,
+    wait: Duration,
+    outcomes: &mut [Outcome],
+) -> Result<(), ApiError> {
+    let accepted = outcomes.iter().filter_map(|o| Some(o.as_ref().ok()?.id));
+    let ids: Vec<TaskId> = accepted.collect();
+    let ended = office.seed.await_tasks.send(AwaitTasks(ids));
+    let ended = match tokio::time::timeout(wait, ended).await {
+        Ok(Ok(Some(ended))) => ended,
+        // Asked again, wherever the master is now: the same ids are the same tasks.
+        Ok(_) => return Err(ApiError::not_master()),
+        // They are accepted, and as they stand.
+        Err(_) => return Ok(()),
+    };
+    let receipts = outcomes.iter_mut().filter_map(|o| o.as_mut().ok());
+    for (receipt, ended) in receipts.zip(ended) {
+        fill_in(receipt, ended);
+    }
+    Ok(())
+}
+
+fn fill_in(receipt: &mut Receipt, ended: Ended) {
+    ended.state.clone_into(&mut receipt.state);
+    receipt.error = ended.error;
+    let text = ended
+        .output
+        .and_then(|o| String::from_utf8(o.to_vec()).ok());
+    receipt.output = text.and_then(|text| RawValue::from_string(text).ok());
+}
+
+fn parse_wait(office: &Office, wait: Option<&str>) -> Result<Duration, ApiError> {
+    match wait.map(humantime::parse_duration) {
+        None => Ok(Duration::ZERO),
+        Some(Ok(wait)) => Ok(wait.min(office.seed.settings.max_wait)),
+        Some(Err(why)) => Err(ApiError::bad(format!("wait: {why}"))),
+    }
+}
+
+fn outcome(task: &TaskBody, answer: Result<Taken, SubmitError>) -> Outcome {
     let refused = |why: SubmitError| match why {
         SubmitError::NotMaster => ApiError::not_master(),
         SubmitError::Busy {
@@ -290,11 +362,18 @@ fn outcome(task: &TaskBody, answer: Result<TaskView, SubmitError>) -> Outcome {
         SubmitError::Invalid(message) => {
             ApiError::new(StatusCode::BAD_REQUEST, "invalid_task", message)
         }
+        SubmitError::NotRecorded(_) => ApiError::unavailable("not_recorded", &why, 1),
+        SubmitError::Unknown => ApiError::unavailable("unknown", &why, 1),
+        SubmitError::Expired { ref floor } => {
+            ApiError::new(StatusCode::GONE, "expired", &why).with("floor", json!(floor))
+        }
     };
     answer
-        .map(|view| Receipt {
-            id: view.id,
-            state: view.state,
+        .map(|taken| Receipt {
+            id: taken.id,
+            state: taken.state.to_owned(),
+            output: None,
+            error: None,
         })
         .map_err(|why| task.named(refused(why)))
 }
@@ -426,13 +505,8 @@ pub(super) async fn read(
     Params(Wait { wait }): Params<Wait>,
 ) -> Answer {
     let id: TaskId = id.parse().map_err(ApiError::bad)?;
-    let settings = &office.seed.settings;
-    let wait = match wait.as_deref().map(humantime::parse_duration) {
-        None => Duration::ZERO,
-        Some(Ok(wait)) => wait.min(settings.max_wait),
-        Some(Err(why)) => return Err(ApiError::bad(format!("wait: {why}"))),
-    };
-    let margin = settings.relay_timeout;
+    let wait = parse_wait(&office, wait.as_deref())?;
+    let margin = office.seed.settings.relay_timeout;
     let call = |left: Duration| {
         let wait = left.saturating_sub(margin).as_millis();
         Call::get(format!("/v1/tasks/{id}?wait={wait}ms"))
@@ -443,10 +517,59 @@ pub(super) async fn read(
     asked.await
 }
 
+/// `DELETE /v1/tasks/{id}`: cancels what is not finished → the task.
+pub(super) async fn cancel(
+    State(office): State<Arc<Office>>,
+    IsCarried(carried): IsCarried,
+    Path(id): Path<String>,
+) -> Answer {
+    let id: TaskId = id.parse().map_err(ApiError::bad)?;
+    let call = |_| Call::delete(format!("/v1/tasks/{id}"));
+    let local = |_| async {
+        let to = &office.seed.cancel_task;
+        changed(office.ask("master", to, CancelTask(id)).await?)
+    };
+    let within = office.seed.settings.relay_timeout;
+    // Asked for twice, it is done once.
+    let asked = office.at_master(carried, Intent::Read, within, call, pass_on, local);
+    asked.await
+}
+
+/// `POST /v1/tasks/{id}/retry`: gives a dead task another chance → the task.
+pub(super) async fn retry(
+    State(office): State<Arc<Office>>,
+    IsCarried(carried): IsCarried,
+    Path(id): Path<String>,
+) -> Answer {
+    let id: TaskId = id.parse().map_err(ApiError::bad)?;
+    let call = |_| Call::post(format!("/v1/tasks/{id}/retry"), String::new());
+    let local = |_| async {
+        let to = &office.seed.retry_task;
+        changed(office.ask("master", to, RetryTask(id)).await?)
+    };
+    let within = office.seed.settings.relay_timeout;
+    let asked = office.at_master(carried, Intent::Write, within, call, pass_on, local);
+    asked.await
+}
+
+fn changed(answer: Result<TaskView, ChangeError>) -> Answer {
+    match answer {
+        Ok(task) => ok(task),
+        Err(why @ ChangeError::Missing(_)) => Err(ApiError::missing("no_such_task", why)),
+        Err(ChangeError::NotMaster) => Err(ApiError::not_master()),
+        Err(why @ ChangeError::Conflict { state, .. }) => {
+            let error = ApiError::new(StatusCode::CONFLICT, "conflict", why);
+            Err(error.with("state", json!(state)))
+        }
+        Err(why @ ChangeError::NotRecorded(_)) => {
+            Err(ApiError::unavailable("not_recorded", why, 1))
+        }
+        Err(why @ ChangeError::Unknown) => Err(ApiError::unavailable("unknown", why, 1)),
+    }
+}
+
 async fn read_here(office: &Office, id: TaskId, wait: Duration) -> Answer {
     let until = Instant::now() + wait;
-    let (_, mut records) = office.seed.events.since(u64::MAX);
-    let text = id.to_string();
     loop {
         let to = &office.seed.get_task;
         let found = office.ask("master", to, GetTask(id)).await?;
@@ -458,22 +581,10 @@ async fn read_here(office: &Office, id: TaskId, wait: Duration) -> Answer {
         if !open || Instant::now() >= until {
             return ok(task);
         }
-        tokio::select! {
-            biased;
-            () = concerning(&mut records, &text) => {}
-            () = sleep_until(until.min(Instant::now() + LOOK_EVERY)) => {}
-        }
-    }
-}
-
-/// Resolves at the next record that names the task.
-async fn concerning(records: &mut Receiver<Arc<Record>>, task: &str) {
-    loop {
-        match records.recv().await {
-            Ok(record) if record.fields.get("task").and_then(Value::as_str) == Some(task) => return,
-            Ok(_) => {}
-            Err(RecvError::Lagged(_)) => return,
-            Err(RecvError::Closed) => std::future::pending().await,
+        let ended = office.seed.await_tasks.send(AwaitTasks(vec![id]));
+        if !matches!(timeout_at(until, ended).await, Ok(Ok(Some(_))) | Err(_)) {
+            // It does not lead any more, or was restarted: what it says next will tell.
+            sleep_until(until.min(Instant::now() + LOOK_EVERY)).await;
         }
     }
 }

@@ -19,6 +19,8 @@ pub struct Able {
     pub outstanding: u32,
     /// Attempts it runs side by side.
     pub capacity: u32,
+    /// How many more it accepts now.
+    pub credit: u32,
 }
 
 impl Able {
@@ -70,6 +72,7 @@ mod tests {
             id: NodeId(n as u128),
             outstanding: *outstanding,
             capacity: *capacity,
+            credit: 1,
         })
         .collect()
     }
