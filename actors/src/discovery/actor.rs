@@ -156,7 +156,12 @@ impl DiscoveryActor {
     /// Asks the cores and does what they say.
     fn decide(&mut self, ctx: &mut Context<Self>, now: Instant) {
         let (reach, windows) = (self.ballot().reach(), self.windows());
-        let steps = judge(&mut self.table, reach, windows, now);
+        // Without a registration of our own there are no sessions, so nobody's silence means anything.
+        let steps = if self.us.incarnation == Incarnation::NONE {
+            Vec::new()
+        } else {
+            judge(&mut self.table, reach, windows, now)
+        };
         let changed = !steps.is_empty();
         for step in steps {
             self.perform(step, ctx, now);
@@ -876,6 +881,11 @@ impl Handler<RegistryEvent> for DiscoveryActor {
                 self.turn(ctx);
             }
             RegistryEvent::Incarnated(us) => {
+                if us.incarnation != self.us.incarnation {
+                    // It was we who closed every session: what was not heard since is nobody's fault.
+                    self.heard.clear();
+                    self.table.forget_sessions(now());
+                }
                 self.us = us;
                 self.seed.transport.incarnated.do_send(us);
                 self.turn(ctx);
