@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use plan::Plan;
+use plan::{Fault, Plan};
 use troupe_actors::planted;
 use world::{Outcome, run, transcript};
 
@@ -148,6 +148,32 @@ fn no_seed_breaks_an_invariant() {
         panic!("{said}failed seeds: {seeds:?}");
     }
     assert!(sum.runs > 0);
+}
+
+/// A plan of three nodes with this fault and no other.
+fn with_one_fault(seed: u64, fault: Fault) -> Plan {
+    Plan {
+        nodes: 3,
+        starts: vec![Duration::ZERO; 3],
+        faults: vec![(Duration::from_secs(4), fault)],
+        submits: Vec::new(),
+        single: true,
+        safety: Duration::from_secs(13),
+        ..Plan::of(seed)
+    }
+}
+
+/// Faults that once led to harm: what was wrong is in the message of the commit that mended it.
+#[test]
+fn faults_that_once_did_harm_do_none() {
+    for seed in 1..=8 {
+        for fault in [Fault::Unregister { node: 1 }, Fault::NewGeneration] {
+            let outcome = run(with_one_fault(seed, fault));
+            if let Some(violation) = &outcome.violation {
+                panic!("{}{violation}", transcript(&outcome, SHOWN));
+            }
+        }
+    }
 }
 
 /// Runs the standard seeds with a bug in place until it is caught so many times; answers the seeds and the invariants.
