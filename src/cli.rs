@@ -107,6 +107,8 @@ pub enum Command {
     },
     /// Gives the cluster a task.
     Submit(SubmitArgs),
+    /// Load, latencies and CPU per task, beside what this machine's TCP can do.
+    Bench(BenchArgs),
     /// The master's ledger.
     #[command(subcommand)]
     Tasks(TasksCommand),
@@ -325,6 +327,29 @@ pub struct DevArgs {
     /// Any setting, for all nodes.
     #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
     pub sets: Vec<String>,
+}
+
+/// `troupe bench …`.
+#[derive(Clone, Debug, Args)]
+pub struct BenchArgs {
+    /// How many tasks; with --sequential 10000 unless said otherwise.
+    #[arg(long)]
+    pub tasks: Option<u64>,
+    /// Bytes of input of each, and so of output.
+    #[arg(long, default_value_t = 100)]
+    pub size: usize,
+    /// Tasks that are submitted and not finished, at the most.
+    #[arg(long, default_value_t = 20_000)]
+    pub in_flight: usize,
+    /// One task at a time.
+    #[arg(long)]
+    pub sequential: bool,
+    /// Recorded before they are acknowledged, and their results before they are done.
+    #[arg(long)]
+    pub durable: bool,
+    /// The job; `noop` answers its input at once.
+    #[arg(long, default_value = "noop")]
+    pub job: String,
 }
 
 /// `troupe submit …`.

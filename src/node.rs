@@ -433,6 +433,7 @@ fn grow(node: Node, end: &UnboundedSender<End>) -> Grown {
         ask_master: master.clone().recipient(),
         list_tasks: master.clone().recipient(),
         get_task: master.clone().recipient(),
+        submit_and_wait: master.clone().recipient(),
         await_tasks: master.clone().recipient(),
         cancel_task: master.clone().recipient(),
         retry_task: master.clone().recipient(),

@@ -25,7 +25,7 @@ use troupe_actors::events::EventLog;
 use troupe_actors::id::{Epoch, Generation, Incarnation, NodeId, TaskId};
 use troupe_actors::master::{
     AskMaster, AwaitTasks, CancelTask, ChangeError, Ended, GetTask, ListTasks, MasterSnapshot,
-    RetryTask, Submit, SubmitError, Taken, TaskView,
+    RetryTask, Submit, SubmitAndWait, SubmitError, Submitted, Taken, TaskView,
 };
 use troupe_actors::registry::{AskRegistry, KeyView, ListKeys, RegistryError, RegistrySnapshot};
 use troupe_actors::transport::{Inbound, Send, SendError};
@@ -86,6 +86,30 @@ macro_rules! plays {
             }
         }
     )* };
+}
+
+impl Handler<SubmitAndWait> for Others {
+    type Result = ResponseFuture<Submitted>;
+
+    fn handle(
+        &mut self,
+        SubmitAndWait(tasks): SubmitAndWait,
+        ctx: &mut Self::Context,
+    ) -> Self::Result {
+        let answers = Handler::<Submit>::handle(self, Submit(tasks), ctx);
+        let me = actix::AsyncContext::address(ctx);
+        Box::pin(async move {
+            let answers = answers.await;
+            let ids = answers.iter().flatten().map(|taken| taken.id).collect();
+            let (tell, ended) = tokio::sync::oneshot::channel();
+            actix_rt::spawn(async move {
+                if let Ok(Some(all)) = me.send(AwaitTasks(ids)).await {
+                    tell.send(all).ok();
+                }
+            });
+            Submitted { answers, ended }
+        })
+    }
 }
 
 impl Handler<AwaitTasks> for Others {
@@ -309,6 +333,7 @@ fn node(id: NodeId, network: &Network, settings: AdminSettings) -> Node {
         ask_master: others.clone().recipient(),
         list_tasks: others.clone().recipient(),
         get_task: others.clone().recipient(),
+        submit_and_wait: others.clone().recipient(),
         await_tasks: others.clone().recipient(),
         cancel_task: others.clone().recipient(),
         retry_task: others.clone().recipient(),

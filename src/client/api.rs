@@ -205,6 +205,25 @@ impl Api {
     }
 
     async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, Failure> {
+        let mut sender = self.connect().await?;
+        let answered = sender.send_request(request).await;
+        answered.map_err(|why| self.nobody(why))
+    }
+
+    /// The API of another node of this cluster.
+    pub(super) fn at(&self, address: &str) -> Result<Self, Failure> {
+        Self::new(&format!("http://{address}"))
+    }
+
+    /// A connection that stays open: one request after the other.
+    pub(super) async fn stay(&self) -> Result<Staying<'_>, Failure> {
+        Ok(Staying {
+            sender: self.connect().await?,
+            api: self,
+        })
+    }
+
+    async fn connect(&self) -> Result<http1::SendRequest<Full<Bytes>>, Failure> {
         let stream =
             match timeout(CONNECT, TcpStream::connect((self.host.as_str(), self.port))).await {
                 Ok(Ok(stream)) => stream,
@@ -214,11 +233,10 @@ impl Api {
         // A request is one small write; it should not wait for more.
         stream.set_nodelay(true).ok();
         let handshake = http1::handshake(TokioIo::new(stream)).await;
-        let (mut sender, connection) = handshake.map_err(|why| self.nobody(why))?;
+        let (sender, connection) = handshake.map_err(|why| self.nobody(why))?;
         // How the connection ends shows in the answer.
         tokio::spawn(async { connection.await.ok() });
-        let answered = sender.send_request(request).await;
-        answered.map_err(|why| self.nobody(why))
+        Ok(sender)
     }
 
     async fn body(&self, response: Response<Incoming>) -> Result<Bytes, Failure> {
@@ -243,6 +261,30 @@ impl Api {
             url: self.url.clone(),
             why: why.to_string(),
         }
+    }
+}
+
+/// A connection that stays open.
+pub(super) struct Staying<'a> {
+    api: &'a Api,
+    sender: http1::SendRequest<Full<Bytes>>,
+}
+
+impl Staying<'_> {
+    /// Posts a body; answers the status and the answer's body, whatever the status.
+    pub(super) async fn post(
+        &mut self,
+        path: &str,
+        kind: &str,
+        body: Bytes,
+    ) -> Result<(StatusCode, Bytes), Failure> {
+        let mut request = self.api.request(Method::POST, path, kind, String::new())?;
+        request.headers_mut().remove("connection");
+        *request.body_mut() = Full::new(body);
+        let answered = self.sender.send_request(request).await;
+        let response = answered.map_err(|why| self.api.nobody(why))?;
+        let status = response.status();
+        Ok((status, self.api.body(response).await?))
     }
 }
 

@@ -4,6 +4,7 @@
 //! A reader of stdout that went away (`troupe events -f | head`) ends the command quietly.
 
 mod api;
+mod bench;
 mod follow;
 mod registry;
 mod say;
@@ -79,6 +80,7 @@ async fn dispatch(api: &Api, screen: &Screen, command: Command) -> Result<(), Fa
         }
         Command::Tasks(TasksCommand::Cancel { id }) => tasks::cancel(api, screen, &id).await,
         Command::Tasks(TasksCommand::Retry { id }) => tasks::retry(api, screen, &id).await,
+        Command::Bench(args) => bench::bench(api, screen, &args).await,
         Command::Events { follow, since } => {
             let since = (since > 0).then(|| since.to_string());
             let path = query("/v1/events", &[("since", since.as_deref())]);

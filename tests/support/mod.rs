@@ -511,13 +511,24 @@ pub fn until<T>(what: &str, within: Duration, mut look: impl FnMut() -> Result<T
 
 /// One HTTP request, one JSON answer; `None` when nobody answers.
 pub fn request(address: &str, method: &str, path: &str, body: &str) -> Option<(u16, Value)> {
+    request_as(address, method, path, "application/json", body)
+}
+
+/// One HTTP request with a body of this type; what is not JSON is answered as a text.
+pub fn request_as(
+    address: &str,
+    method: &str,
+    path: &str,
+    kind: &str,
+    body: &str,
+) -> Option<(u16, Value)> {
     let address: SocketAddr = address.parse().ok()?;
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok()?;
     stream
         .set_read_timeout(Some(Duration::from_secs(35)))
         .ok()?;
     let head = format!(
-        "{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        "{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\ncontent-type: {kind}\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
     );
     stream.write_all(head.as_bytes()).ok()?;

@@ -30,7 +30,8 @@ use crate::discovery::{Reborn, StepDown};
 use crate::events::EventLog;
 use crate::id::{NodeId, TaskId};
 use crate::master::{
-    AskMaster, AwaitTasks, CancelTask, GetTask, ListTasks, RetryTask, Submit, TaskView,
+    AskMaster, AwaitTasks, CancelTask, GetTask, ListTasks, RetryTask, Submit, SubmitAndWait,
+    TaskView,
 };
 use crate::registry::{AskRegistry, KeyView, ListKeys, RegistrySnapshot};
 use crate::transport;
@@ -139,6 +140,8 @@ pub struct AdminSeed {
     pub list_tasks: Recipient<ListTasks>,
     /// MasterActor: one task.
     pub get_task: Recipient<GetTask>,
+    /// Takes tasks in and waits for them.
+    pub submit_and_wait: Recipient<SubmitAndWait>,
     /// Waits for tasks to finish.
     pub await_tasks: Recipient<AwaitTasks>,
     /// Cancels one task.

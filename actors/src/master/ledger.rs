@@ -262,6 +262,14 @@ impl Ledger {
         self.proposed -= 1;
         self.queued_bytes -= task.spec.input.len();
         self.open -= 1;
+        if self.watched {
+            self.ended.push(Ended {
+                id,
+                state: "forgotten",
+                output: None,
+                error: None,
+            });
+        }
         self.drop_task(id);
     }
 
@@ -703,13 +711,13 @@ impl Ledger {
         std::mem::take(&mut self.ended)
     }
 
-    /// How a task ended; `None` while it has not.
+    /// How a task ended; `None` while it has not. Of what is not known it is only known that it is not open.
     pub fn ending(&self, id: TaskId) -> Option<Ended> {
-        match self.get(id) {
+        match self.tasks.get(&id) {
             Some(task) => (!task.state.is_open()).then(|| ended(task)),
-            None => self.forgotten(id).map(|fate| Ended {
+            None => Some(Ended {
                 id,
-                state: fate.as_str(),
+                state: self.forgotten(id).map_or("forgotten", Fate::as_str),
                 output: None,
                 error: None,
             }),
@@ -736,7 +744,13 @@ impl Ledger {
                 .get(&a.task)
                 .is_some_and(|t| t.kills() >= SUSPECT)
         };
-        let executing: BTreeSet<AttemptId> = lost.iter().filter(|a| began(a)).copied().collect();
+        let began: BTreeSet<AttemptId> = lost.iter().filter(|a| began(a)).copied().collect();
+        // A job may kill its worker before anybody was told that it began: then it is one of all that were there.
+        let executing: BTreeSet<AttemptId> = if began.is_empty() {
+            lost.iter().copied().collect()
+        } else {
+            began.clone()
+        };
         let suspects: BTreeSet<AttemptId> =
             executing.iter().filter(|a| suspect(a)).copied().collect();
         let blamed = if suspects.is_empty() {
@@ -746,7 +760,7 @@ impl Ledger {
         };
         // The loss of a worker is not the task's fault: no back-off, and it does not count towards its attempts.
         let loss = |attempt: &AttemptId| Loss {
-            ending: if executing.contains(attempt) {
+            ending: if began.contains(attempt) {
                 Ending::Lost
             } else {
                 Ending::Returned

@@ -253,6 +253,20 @@ impl Submission {
 #[rtype(result = "Vec<Result<Taken, SubmitError>>")]
 pub struct Submit(pub Vec<Submission>);
 
+/// As [`Submit`], and then wait until all that were accepted are finished.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "Submitted")]
+pub struct SubmitAndWait(pub Vec<Submission>);
+
+/// Answer to [`SubmitAndWait`].
+#[derive(Debug)]
+pub struct Submitted {
+    /// One each, in order.
+    pub answers: Vec<Result<Taken, SubmitError>>,
+    /// How the accepted ones ended, in order, once all have; a sender that is gone means that this node leads no more.
+    pub ended: tokio::sync::oneshot::Receiver<Vec<Ended>>,
+}
+
 /// A task that was accepted, now or before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Taken {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use actix::{
@@ -25,6 +26,8 @@ use crate::wire::{
     TaskResult, batches,
 };
 
+/// Jobs that end at once are run for so long before everybody else in this thread has a turn.
+const PUMP: Duration = Duration::from_millis(2);
 /// A cancelled job that does not end by itself is dropped after this.
 const CANCEL_GRACE: Duration = Duration::from_millis(500);
 /// Results that nobody has acknowledged are told again this often, a few at a time.
@@ -74,9 +77,9 @@ pub struct WorkerActor {
     silent: u32,
     /// Ended and started since the last flush: they go together.
     results: Vec<TaskResult>,
-    credit: u32,
     begun: Vec<AttemptId>,
     flushing: bool,
+    pumping: bool,
     sampler: Sampler,
     started: u64,
     finished: u64,
@@ -96,8 +99,8 @@ impl WorkerActor {
             confirmed: false,
             silent: 0,
             results: Vec::new(),
-            credit: 0,
             begun: Vec::new(),
+            pumping: false,
             flushing: false,
             sampler: Sampler::default(),
             started: 0,
@@ -138,7 +141,7 @@ impl WorkerActor {
         self.confirmed = false;
         self.silent = 0;
         // All of it is in the report.
-        (self.results, self.credit, self.begun) = (Vec::new(), 0, Vec::new());
+        (self.results, self.begun) = (Vec::new(), Vec::new());
         let reports = self.desk.report(epoch);
         let serial = self.desk.serial();
         ctx.run_later(CONFIRMED_WITHIN, move |act, ctx| {
@@ -193,7 +196,7 @@ impl WorkerActor {
         self.flushing = false;
         let attempts = std::mem::take(&mut self.begun);
         let results = std::mem::take(&mut self.results);
-        let mut credit = std::mem::take(&mut self.credit);
+        let mut credit = self.desk.credit();
         // Without a master they are in the next report.
         let Some(epoch) = self.desk.serving() else {
             return;
@@ -201,7 +204,11 @@ impl WorkerActor {
         if !attempts.is_empty() {
             self.tell(Started { epoch, attempts }, ctx);
         }
-        for results in batches(results, weight) {
+        let mut parts = batches(results, weight);
+        if parts.is_empty() && credit > 0 {
+            parts.push(Vec::new());
+        }
+        for results in parts {
             let message = Results {
                 epoch,
                 results,
@@ -278,54 +285,92 @@ impl WorkerActor {
         let mut back = Vec::new();
         for intake in taken {
             match intake {
-                Intake::Start(assignment) => self.start(assignment, epoch, ctx),
+                Intake::Taken(_) => {}
                 Intake::HandBack(attempt) => back.push(attempt),
                 Intake::Known(attempt) => {
                     log::debug!(target: "worker", task = attempt.task.to_string(); "assigned again, it is known");
                 }
             }
         }
-        if !back.is_empty() {
-            let why = "no credit was left for it".to_owned();
-            let attempts = back;
-            let message = HandBack {
-                epoch,
-                attempts,
-                why,
-            };
-            self.tell(message, ctx);
+        self.hand_back(back, "no room was left for it", ctx);
+        self.pump(ctx);
+    }
+
+    fn hand_back(&mut self, attempts: Vec<AttemptId>, why: &str, ctx: &mut Context<Self>) {
+        let Some(epoch) = self.desk.serving().filter(|_| !attempts.is_empty()) else {
+            return;
+        };
+        let why = why.to_owned();
+        let message = HandBack {
+            epoch,
+            attempts,
+            why,
+        };
+        self.tell(message, ctx);
+        self.flush_soon(ctx);
+    }
+
+    /// Starts what can be started, for a while; the rest after everybody else had a turn.
+    fn pump(&mut self, ctx: &mut Context<Self>) {
+        let until = Instant::now() + PUMP;
+        while let Some(assignment) = self.desk.start(unix_ms()) {
+            self.start(assignment, ctx);
+            if Instant::now() >= until {
+                if !std::mem::replace(&mut self.pumping, true) {
+                    let next = tokio::task::yield_now().into_actor(self);
+                    ctx.spawn(next.map(|(), act, ctx| {
+                        act.pumping = false;
+                        act.pump(ctx);
+                    }));
+                }
+                return;
+            }
         }
     }
 
-    fn start(&mut self, assignment: Assignment, epoch: Epoch, ctx: &mut Context<Self>) {
+    fn start(&mut self, assignment: Assignment, ctx: &mut Context<Self>) {
         let attempt = assignment.attempt;
-        let started_ms = unix_ms();
-        self.desk.started(attempt, started_ms);
+        let (started_ms, since) = (unix_ms(), Instant::now());
         self.started += 1;
-        self.begun.push(attempt);
-        self.flush_soon(ctx);
         let level = self.level();
-        log::log!(target: "worker", level, event = "task.started", task = attempt.task.to_string(), attempt = attempt.attempt.to_string(), epoch = epoch.to_string(), job = assignment.spec.job.as_str(); "task started");
+        log::log!(target: "worker", level, event = "task.started", task = attempt.task.to_string(), attempt = attempt.attempt.to_string(), epoch = self.seed.fence.current().to_string(), job = assignment.spec.job.as_str(); "task started");
+        let spec = assignment.spec;
+        let Some(job) = self.seed.jobs.get(&spec.job) else {
+            let why = format!("this worker does not know the job {:?}", spec.job);
+            return self.end(attempt, Outcome::Failed(why), (started_ms, since), ctx);
+        };
         let (cancel, cancelled) = watch::channel(false);
-        self.cancels.insert(attempt, cancel);
-        let job = self.seed.jobs.get(&assignment.spec.job);
+        let timeout = Duration::from_millis(spec.timeout_ms);
         let context = JobContext {
             attempt,
-            timeout: Duration::from_millis(assignment.spec.timeout_ms),
+            timeout,
             cancelled: cancelled.clone(),
         };
-        let spec = assignment.spec;
+        // Many jobs end at their first step: those cost no task, no timer and no word that they began.
+        let mut first = match at_once(|| job.run(spec.input, context)) {
+            Ok(first) => first,
+            Err(outcome) => return self.end(attempt, outcome, (started_ms, since), ctx),
+        };
+        let waker = std::task::Waker::noop();
+        let step = at_once(|| {
+            first
+                .as_mut()
+                .poll(&mut std::task::Context::from_waker(waker))
+        });
+        match step {
+            Ok(Poll::Ready(ended)) => {
+                return self.end(attempt, outcome(Some(Ok(ended))), (started_ms, since), ctx);
+            }
+            Err(outcome) => return self.end(attempt, outcome, (started_ms, since), ctx),
+            Ok(Poll::Pending) => {}
+        }
+        self.begun.push(attempt);
+        self.flush_soon(ctx);
+        self.cancels.insert(attempt, cancel);
         let run = async move {
-            let Some(job) = job else {
-                return Outcome::Failed(format!(
-                    "this worker does not know the job {:?}",
-                    spec.job
-                ));
-            };
-            let timeout = context.timeout;
             // In a task of its own: a panic in a job is that job's failure alone. When this future is dropped, so is it.
             let mut running = JoinSet::new();
-            running.spawn_local(async move { job.run(spec.input, context).await });
+            running.spawn_local(first);
             tokio::select! {
                 biased;
                 ended = running.join_next() => outcome(ended),
@@ -338,7 +383,8 @@ impl WorkerActor {
             }
         };
         ctx.spawn(run.into_actor(self).map(move |outcome, act, ctx| {
-            act.end(attempt, outcome, started_ms, ctx);
+            act.end(attempt, outcome, (started_ms, since), ctx);
+            act.pump(ctx);
         }));
     }
 
@@ -346,14 +392,13 @@ impl WorkerActor {
         &mut self,
         attempt: AttemptId,
         outcome: Outcome,
-        started_ms: u64,
+        (started_ms, since): (u64, Instant),
         ctx: &mut Context<Self>,
     ) {
         self.cancels.remove(&attempt);
         let finished_ms = unix_ms();
-        let epoch = self.seed.fence.current();
         let level = self.level();
-        log::log!(target: "worker", level, event = "task.executed", task = attempt.task.to_string(), attempt = attempt.attempt.to_string(), epoch = epoch.to_string(), outcome = outcome_name(&outcome), duration_ms = finished_ms.saturating_sub(started_ms); "task executed");
+        log::log!(target: "worker", level, event = "task.executed", task = attempt.task.to_string(), attempt = attempt.attempt.to_string(), epoch = self.seed.fence.current().to_string(), outcome = outcome_name(&outcome), duration_ms = finished_ms.saturating_sub(started_ms); "task executed");
         let result = TaskResult {
             attempt,
             outcome,
@@ -361,12 +406,13 @@ impl WorkerActor {
             finished_ms,
             spec: None,
         };
-        let Some(credit) = self.desk.finished(result.clone()) else {
+        if !self.desk.finished(result.clone()) {
             return;
-        };
+        }
+        let back = self.desk.measured(since.elapsed());
+        self.hand_back(back, "its jobs take long now", ctx);
         self.ended.notify_waiters();
         self.results.push(result);
-        self.credit += credit;
         self.flush_soon(ctx);
     }
 
@@ -388,11 +434,24 @@ impl WorkerActor {
             return;
         }
         for attempt in &cancel.attempts {
+            if self.desk.drop_waiting(*attempt) {
+                continue;
+            }
             if let Some(cancel) = self.cancels.get(attempt) {
                 cancel.send_replace(true);
             }
         }
     }
+}
+
+/// A panic in a job is that job's failure alone.
+fn at_once<T>(step: impl FnOnce() -> T) -> Result<T, Outcome> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(step)).map_err(|panic| {
+        let words = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
+        let words = words.or_else(|| panic.downcast_ref::<String>().cloned());
+        let words = words.unwrap_or_else(|| "no words".to_owned());
+        Outcome::Retry(clip(format!("the job panicked: {words}")))
+    })
 }
 
 /// About how many bytes a result takes in a frame.
@@ -518,8 +577,10 @@ impl Handler<AskWorker> for WorkerActor {
 impl Handler<DrainWorker> for WorkerActor {
     type Result = ResponseActFuture<Self, WorkerDrained>;
 
-    fn handle(&mut self, msg: DrainWorker, _: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, msg: DrainWorker, ctx: &mut Self::Context) -> Self::Result {
         self.desk.drain();
+        let waiting = self.desk.abandon_waiting();
+        self.hand_back(waiting, "the node is leaving", ctx);
         let now = Instant::now();
         let drain = Drain {
             deadline: now + msg.within,

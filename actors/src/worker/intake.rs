@@ -1,24 +1,33 @@
 //! What a worker has taken, runs and still holds. Pure: it knows no clock and no job.
 //!
-//! Credit: the worker grants what it can run beyond what it runs; each report begins the count anew, each result gives one
-//! back. What comes beyond the credit is handed back, never dropped. What spends the credit of an earlier report is dropped:
+//! Credit: the worker grants what it can run beyond what it has; each report begins the count anew. While its jobs are short
+//! it also grants a *window* of attempts that wait here, so that it is not idle for a round trip: as many as it does in some
+//! milliseconds, by measured service time. Once a job takes long, what waits beyond the window is handed back for another. What comes beyond the credit is handed back, never dropped. What spends the credit of an earlier report is dropped:
 //! the master has crossed it on the way, and learns from the newer report that it does not run.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
 
 use crate::id::{Attempt, AttemptId, Epoch, TaskId};
 use crate::wire::{Assign, Assignment, Report, TaskResult, batches};
 
 /// Task ids in one part of a report at the most.
 const MAX_RECENT: usize = 8192;
+/// Work that may wait here, by measured service time, µs of each slot; and its bound in attempts.
+const WINDOW_US: f64 = 10_000.0;
+const MAX_WINDOW: u32 = 4096;
+/// With jobs longer than this nothing waits here: another worker may be free.
+const SHORT_US: f64 = 20_000.0;
+/// The weight of the newest measurement in the mean.
+const NEWEST: f64 = 1.0 / 16.0;
 /// Newest attempts remembered, so that none is started twice.
 const MAX_SEEN: usize = 65_536;
 
 /// What to do with an assignment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Intake {
-    /// Start it.
-    Start(Assignment),
+    /// It waits for its turn, which may be now.
+    Taken(AttemptId),
     /// Give it back: no credit, or leaving.
     HandBack(AttemptId),
     /// It runs, ran, or an equal or newer attempt of it did.
@@ -35,7 +44,14 @@ pub struct Desk {
     serial: u64,
     granted: u32,
     draining: bool,
+    /// All that it has, and when each started (unix ms; 0: it waits).
     running: BTreeMap<AttemptId, (Assignment, u64)>,
+    /// Those that wait, in order; some may be gone.
+    waiting: VecDeque<AttemptId>,
+    executing: u32,
+    window: u32,
+    /// Mean service time, µs.
+    mean_us: Option<f64>,
     held: BTreeMap<AttemptId, (TaskResult, Assignment)>,
     recent: VecDeque<TaskId>,
     seen: BTreeMap<TaskId, Attempt>,
@@ -53,6 +69,10 @@ impl Desk {
             granted: 0,
             draining: false,
             running: BTreeMap::new(),
+            waiting: VecDeque::new(),
+            executing: 0,
+            window: 0,
+            mean_us: None,
             held: BTreeMap::new(),
             recent: VecDeque::new(),
             seen: BTreeMap::new(),
@@ -86,13 +106,7 @@ impl Desk {
     pub fn report(&mut self, epoch: Epoch) -> Vec<Report> {
         self.serving = Some(epoch);
         self.serial += 1;
-        let running = u32::try_from(self.running.len()).unwrap_or(u32::MAX);
-        self.granted = if self.draining {
-            0
-        } else {
-            let lost = u32::from(crate::planted::is("credit-lost-in-report"));
-            self.capacity.saturating_sub(running).saturating_sub(lost)
-        };
+        self.granted = self.room();
         let part = Report {
             epoch,
             running: Vec::new(),
@@ -159,9 +173,91 @@ impl Desk {
             return Intake::HandBack(attempt);
         }
         self.granted = self.granted.saturating_sub(1);
+        let full = self.waiting() >= self.window && self.executing >= self.capacity;
+        if full && !crate::planted::is("beyond-credit") {
+            return Intake::HandBack(attempt);
+        }
         self.see(attempt);
-        self.running.insert(attempt, (assignment.clone(), 0));
-        Intake::Start(assignment)
+        self.running.insert(attempt, (assignment, 0));
+        self.waiting.push_back(attempt);
+        Intake::Taken(attempt)
+    }
+
+    fn waiting(&self) -> u32 {
+        let all = u32::try_from(self.running.len()).unwrap_or(u32::MAX);
+        all.saturating_sub(self.executing)
+    }
+
+    /// What it would take beyond what it has.
+    fn room(&self) -> u32 {
+        if self.draining {
+            return 0;
+        }
+        let all = u32::try_from(self.running.len()).unwrap_or(u32::MAX);
+        let lost = u32::from(crate::planted::is("credit-lost-in-report"));
+        (self.capacity + self.window - lost).saturating_sub(all)
+    }
+
+    /// Credit to grant beyond what is granted.
+    pub fn credit(&mut self) -> u32 {
+        if self.serving.is_none() || crate::planted::is("credit-lost") {
+            return 0;
+        }
+        let more = self.room().saturating_sub(self.granted);
+        self.granted += more;
+        more
+    }
+
+    /// The next that is to be started, at this unix ms, if a slot is free.
+    pub fn start(&mut self, at_ms: u64) -> Option<Assignment> {
+        if self.executing >= self.capacity {
+            return None;
+        }
+        while let Some(attempt) = self.waiting.pop_front() {
+            if let Some((assignment, started)) = self.running.get_mut(&attempt) {
+                *started = at_ms.max(1);
+                self.executing += 1;
+                return Some(assignment.clone());
+            }
+        }
+        None
+    }
+
+    /// An execution took this long. Answers what waits here and is better done elsewhere.
+    pub fn measured(&mut self, took: Duration) -> Vec<AttemptId> {
+        let us = took.as_secs_f64() * 1e6;
+        let mean = self.mean_us.map_or(us, |mean| mean + (us - mean) * NEWEST);
+        self.mean_us = Some(mean);
+        let wanted = if mean > SHORT_US {
+            0
+        } else {
+            // At most twice as much at a time: the first may not be like the others.
+            let wanted = f64::from(self.capacity) * WINDOW_US / mean.max(1.0);
+            (wanted as u32)
+                .min(MAX_WINDOW)
+                .min(2 * self.window + self.capacity)
+        };
+        self.window = wanted;
+        let mut back = Vec::new();
+        let soon = self.capacity.saturating_sub(self.executing);
+        while self.waiting() > self.window.max(1) + soon {
+            let Some(last) = self.waiting.pop_back() else {
+                break;
+            };
+            if self.running.remove(&last).is_some() {
+                back.push(last);
+            }
+        }
+        back
+    }
+
+    /// One that waits is given up.
+    pub fn drop_waiting(&mut self, attempt: AttemptId) -> bool {
+        let waits = self.running.get(&attempt).is_some_and(|(_, at)| *at == 0);
+        if waits {
+            self.running.remove(&attempt);
+        }
+        waits
     }
 
     fn see(&mut self, attempt: AttemptId) {
@@ -175,25 +271,16 @@ impl Desk {
         }
     }
 
-    /// It has begun to execute.
-    pub fn started(&mut self, attempt: AttemptId, at_ms: u64) {
-        if let Some((_, started)) = self.running.get_mut(&attempt) {
-            *started = at_ms;
-        }
-    }
-
-    /// It has ended: the result is held until it is acknowledged. Answers the credit that is free again; `None` when nothing
-    /// like it ran.
-    pub fn finished(&mut self, result: TaskResult) -> Option<u32> {
-        let (assignment, _) = self.running.remove(&result.attempt)?;
+    /// It has ended: the result is held until it is acknowledged. Answers whether anything like it ran.
+    pub fn finished(&mut self, result: TaskResult) -> bool {
+        let Some((assignment, started)) = self.running.remove(&result.attempt) else {
+            return false;
+        };
+        self.executing -= u32::from(started > 0);
         if !crate::planted::is("result-forgotten") {
             self.held.insert(result.attempt, (result, assignment));
         }
-        if self.draining || self.serving.is_none() || crate::planted::is("credit-lost") {
-            return Some(0);
-        }
-        self.granted += 1;
-        Some(1)
+        true
     }
 
     /// Results that are held, oldest first, at most `limit`: they are told again until they are acknowledged.
@@ -216,12 +303,23 @@ impl Desk {
 
     /// What still runs is given up, to be handed back.
     pub fn abandon(&mut self) -> Vec<AttemptId> {
+        self.waiting.clear();
+        self.executing = 0;
         std::mem::take(&mut self.running).into_keys().collect()
     }
 
-    /// Running attempts.
+    /// Attempts it has and has not finished.
     pub fn running(&self) -> Vec<AttemptId> {
         self.running.keys().copied().collect()
+    }
+
+    /// Attempts that wait for their turn, to be handed back.
+    pub fn abandon_waiting(&mut self) -> Vec<AttemptId> {
+        let waiting = std::mem::take(&mut self.waiting);
+        waiting
+            .into_iter()
+            .filter(|attempt| self.running.remove(attempt).is_some())
+            .collect()
     }
 
     /// Whether this attempt runs.
@@ -307,7 +405,7 @@ mod tests {
         let a = assignment(1, 1);
         assert_eq!(
             assign(&mut desk, 1, vec![a.clone()]),
-            Ok(vec![Intake::Start(a.clone())])
+            Ok(vec![Intake::Taken(a.attempt)])
         );
         assert_eq!(
             assign(&mut desk, 1, vec![a.clone()]),
@@ -322,7 +420,7 @@ mod tests {
         let newer = assignment(1, 2);
         assert_eq!(
             assign(&mut desk, 1, vec![newer.clone()]),
-            Ok(vec![Intake::Start(newer)])
+            Ok(vec![Intake::Taken(newer.attempt)])
         );
     }
 
@@ -334,12 +432,14 @@ mod tests {
         let taken = assign(&mut desk, 1, vec![a.clone(), b.clone()]).unwrap();
         assert_eq!(
             taken,
-            vec![Intake::Start(a.clone()), Intake::HandBack(b.attempt)]
+            vec![Intake::Taken(a.attempt), Intake::HandBack(b.attempt)]
         );
-        assert_eq!(desk.finished(done(&a)), Some(1));
+        desk.start(1);
+        assert!(desk.finished(done(&a)));
+        assert_eq!(desk.credit(), 1);
         assert_eq!(
             assign(&mut desk, 1, vec![b.clone()]),
-            Ok(vec![Intake::Start(b)])
+            Ok(vec![Intake::Taken(b.attempt)])
         );
     }
 
@@ -365,7 +465,7 @@ mod tests {
         let newer = assignment(1, 2);
         assert_eq!(
             assign(&mut desk, 1, vec![newer.clone()]),
-            Ok(vec![Intake::Start(newer)])
+            Ok(vec![Intake::Taken(newer.attempt)])
         );
     }
 

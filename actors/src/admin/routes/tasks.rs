@@ -26,7 +26,7 @@ use crate::admin::{Receipt, TasksView};
 use crate::id::TaskId;
 use crate::master::{
     AwaitTasks, CancelTask, ChangeError, Ended, GetTask, ListTasks, RetryTask, Submission, Submit,
-    SubmitError, Taken, TaskView,
+    SubmitAndWait, SubmitError, Taken, TaskView,
 };
 use crate::time::unix_ms;
 use crate::wire::{ApiResponse, MAX_PAYLOAD};
@@ -294,16 +294,26 @@ async fn submit_batch(
     };
     let local = |left: Duration| async move {
         let submissions = batch.iter().map(TaskBody::submission).collect();
-        let to = &office.seed.submit;
-        let answers = office.ask("master", to, Submit(submissions)).await?;
-        if answers.contains(&Err(SubmitError::NotMaster)) {
-            return Err(ApiError::not_master());
+        if wait.is_zero() {
+            let to = &office.seed.submit;
+            let answers = office.ask("master", to, Submit(submissions)).await?;
+            return outcomes(batch, answers);
         }
-        let tasks = batch.iter().zip(answers);
-        let mut outcomes: Vec<Outcome> =
-            tasks.map(|(task, answer)| outcome(task, answer)).collect();
-        if !wait.is_zero() {
-            await_ends(office, wait.min(left.saturating_sub(margin)), &mut outcomes).await?;
+        let to = &office.seed.submit_and_wait;
+        let submitted = office.ask("master", to, SubmitAndWait(submissions)).await?;
+        let mut outcomes = outcomes(batch, submitted.answers)?;
+        let wait = wait.min(left.saturating_sub(margin));
+        match tokio::time::timeout(wait, submitted.ended).await {
+            Ok(Ok(ended)) => {
+                let receipts = outcomes.iter_mut().filter_map(|o| o.as_mut().ok());
+                for (receipt, ended) in receipts.zip(ended) {
+                    fill_in(receipt, ended);
+                }
+            }
+            // Asked again, wherever the master is now: the same ids are the same tasks.
+            Ok(Err(_)) => return Err(ApiError::not_master()),
+            // They are accepted, and as they stand.
+            Err(_) => {}
         }
         Ok(outcomes)
     };
@@ -312,27 +322,15 @@ async fn submit_batch(
     asked.await
 }
 
-/// Fills in how those ended that were accepted, if all have within the time.
-async fn await_ends(
-    office: &Office,
-    wait: Duration,
-    outcomes: &mut [Outcome],
-) -> Result<(), ApiError> {
-    let accepted = outcomes.iter().filter_map(|o| Some(o.as_ref().ok()?.id));
-    let ids: Vec<TaskId> = accepted.collect();
-    let ended = office.seed.await_tasks.send(AwaitTasks(ids));
-    let ended = match tokio::time::timeout(wait, ended).await {
-        Ok(Ok(Some(ended))) => ended,
-        // Asked again, wherever the master is now: the same ids are the same tasks.
-        Ok(_) => return Err(ApiError::not_master()),
-        // They are accepted, and as they stand.
-        Err(_) => return Ok(()),
-    };
-    let receipts = outcomes.iter_mut().filter_map(|o| o.as_mut().ok());
-    for (receipt, ended) in receipts.zip(ended) {
-        fill_in(receipt, ended);
+fn outcomes(
+    batch: &[TaskBody],
+    answers: Vec<Result<Taken, SubmitError>>,
+) -> Result<Vec<Outcome>, ApiError> {
+    if answers.contains(&Err(SubmitError::NotMaster)) {
+        return Err(ApiError::not_master());
     }
-    Ok(())
+    let tasks = batch.iter().zip(answers);
+    Ok(tasks.map(|(task, answer)| outcome(task, answer)).collect())
 }
 
 fn fill_in(receipt: &mut Receipt, ended: Ended) {

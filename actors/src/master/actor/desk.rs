@@ -13,7 +13,7 @@ use crate::master::ledger::{Accepted, Full};
 use crate::master::view::view;
 use crate::master::{
     AwaitTasks, CancelTask, ChangeError, Ended, GetTask, ListTasks, RetryTask, Submission, Submit,
-    SubmitError, Taken, TaskView,
+    SubmitAndWait, SubmitError, Submitted, Taken, TaskView,
 };
 use crate::time::unix_ms;
 use crate::wire::TaskSpec;
@@ -22,12 +22,40 @@ impl Handler<Submit> for MasterActor {
     type Result = ResponseActFuture<Self, Vec<Result<Taken, SubmitError>>>;
 
     fn handle(&mut self, msg: Submit, ctx: &mut Self::Context) -> Self::Result {
+        self.submit_all(msg.0, None, ctx)
+    }
+}
+
+impl Handler<SubmitAndWait> for MasterActor {
+    type Result = ResponseActFuture<Self, Submitted>;
+
+    fn handle(&mut self, msg: SubmitAndWait, ctx: &mut Self::Context) -> Self::Result {
+        let (tell, ended) = oneshot::channel();
+        let answers = self.submit_all(msg.0, Some(tell), ctx);
+        Box::pin(answers.map(|answers, _, _| Submitted { answers, ended }))
+    }
+}
+
+/// The answers to a submit, once they are known.
+type Answers = ResponseActFuture<MasterActor, Vec<Result<Taken, SubmitError>>>;
+
+impl MasterActor {
+    fn submit_all(
+        &mut self,
+        submissions: Vec<Submission>,
+        wait: Option<oneshot::Sender<Vec<Ended>>>,
+        ctx: &mut Context<Self>,
+    ) -> Answers {
         let mut proposed = BTreeSet::new();
-        let answers: Vec<_> = msg
-            .0
+        let answers: Vec<_> = submissions
             .into_iter()
             .map(|s| self.submit(s, &mut proposed))
             .collect();
+        if let Some(tell) = wait {
+            // Before anything of it can end.
+            let ids: Vec<TaskId> = answers.iter().flatten().map(|taken| taken.id).collect();
+            self.wait_for_ends(tell, &ids);
+        }
         // Into segments, so that it is known which; on their way at the end of this turn.
         if let Some(reign) = self.reign.as_mut().filter(|_| !proposed.is_empty()) {
             reign.write(now());
@@ -66,6 +94,18 @@ impl Handler<Submit> for MasterActor {
 type Segments = Vec<(oneshot::Receiver<Fate>, Vec<TaskId>)>;
 
 impl MasterActor {
+    fn wait_for_ends(&mut self, tell: oneshot::Sender<Vec<Ended>>, ids: &[TaskId]) {
+        // What has ended so far is no news to this one.
+        self.tell_ended();
+        let Some(reign) = &mut self.reign else { return };
+        let known = |id| reign.ledger.ending(id);
+        if let Some((tell, ended)) = self.waits.wait(tell, ids, known) {
+            // Whoever asked may have gone.
+            tell.send(ended).ok();
+        }
+        reign.ledger.take_ended(!self.waits.is_empty());
+    }
+
     fn submit(
         &mut self,
         submission: Submission,
@@ -210,17 +250,11 @@ impl Handler<AwaitTasks> for MasterActor {
     type Result = ResponseActFuture<Self, Option<Vec<Ended>>>;
 
     fn handle(&mut self, msg: AwaitTasks, _: &mut Self::Context) -> Self::Result {
-        // Before this one waits: what has ended so far is no news to it.
-        self.tell_ended();
-        let known = self.knows();
-        let Some(reign) = self.reign.as_mut().filter(|_| known) else {
+        if !self.knows() {
             return Box::pin(actix::fut::ready(None));
-        };
-        let (tell, told) = oneshot::channel();
-        if let Some((tell, ended)) = self.waits.wait(tell, &msg.0, |id| reign.ledger.ending(id)) {
-            tell.send(ended).ok();
         }
-        reign.ledger.take_ended(!self.waits.is_empty());
+        let (tell, told) = oneshot::channel();
+        self.wait_for_ends(tell, &msg.0);
         Box::pin(async move { told.await.ok() }.into_actor(self))
     }
 }
