@@ -1,4 +1,6 @@
-//! Unix milliseconds as people read them. Pure.
+//! Time, from one place: the two clocks of a node, and unix milliseconds as people read them.
+//!
+//! Both clocks follow a simulation: the monotonic one because it is the runtime's, the wall clock by [`simulate_wall`].
 
 /// RFC 3339 with milliseconds, UTC. The days are counted by Howard Hinnant's `civil_from_days`.
 pub fn rfc3339(unix_ms: u64) -> String {
@@ -24,10 +26,30 @@ pub fn rfc3339(unix_ms: u64) -> String {
     )
 }
 
+/// Monotonic time as the runtime tells it, so that a paused or simulated clock is followed.
+pub fn now() -> std::time::Instant {
+    tokio::time::Instant::now().into_std()
+}
+
 /// The wall clock, unix ms; for people and for other machines, never for deciding.
 pub fn unix_ms() -> u64 {
+    #[cfg(feature = "testkit")]
+    if let Some(clock) = SIMULATED.get() {
+        return clock();
+    }
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+}
+
+#[cfg(feature = "testkit")]
+thread_local! {
+    static SIMULATED: std::cell::Cell<Option<fn() -> u64>> = const { std::cell::Cell::new(None) };
+}
+
+/// From now on this thread's wall clock is `clock`; `None` gives it back to the system.
+#[cfg(feature = "testkit")]
+pub fn simulate_wall(clock: Option<fn() -> u64>) {
+    SIMULATED.set(clock);
 }
 
 #[cfg(test)]

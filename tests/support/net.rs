@@ -84,12 +84,22 @@ impl Net {
 
     /// From now on `a` and `b` do not hear each other.
     pub fn cut(&self, a: usize, b: usize) {
-        for (here, there) in [(a, b), (b, a)] {
-            let (ns, ip) = (self.ns(here), Self::ip(there));
-            run(&format!(
-                "ip netns exec {ns} nft add rule inet cut in ip saddr {ip} drop"
-            ));
-        }
+        self.drop_from(a, &Self::ip(b));
+        self.drop_from(b, &Self::ip(a));
+    }
+
+    /// From now on `host` hears nothing from this address; what it says itself still arrives there.
+    pub fn drop_from(&self, host: usize, address: &str) {
+        let ns = self.ns(host);
+        run(&format!(
+            "ip netns exec {ns} nft add rule inet cut in ip saddr {address} drop"
+        ));
+    }
+
+    /// Pulls the cable of a host, or puts it back.
+    pub fn set_link(&self, host: usize, up: bool) {
+        let state = if up { "up" } else { "down" };
+        run(&format!("ip -n {} link set p{host} {state}", self.bridge()));
     }
 
     /// Everybody hears everybody again.
@@ -109,6 +119,11 @@ impl Net {
 
     /// A fast node `n<host>` on each host; `n1` leads.
     pub fn nodes(&self, etcd: &Etcd) -> Vec<Node> {
+        self.nodes_with(etcd, &FAST)
+    }
+
+    /// A node `n<host>` with these further arguments on each host; `n1` leads.
+    pub fn nodes_with(&self, etcd: &Etcd, more: &[&str]) -> Vec<Node> {
         let mut nodes = Vec::new();
         for host in 1..=self.hosts {
             let name = format!("n{host}");
@@ -118,7 +133,7 @@ impl Net {
                 &name,
                 &etcd.url(),
                 22222,
-                &FAST,
+                more,
             );
             if host == 1 {
                 node.wait("master.promoted", |l| event(l, "master.promoted"));

@@ -16,8 +16,10 @@ use super::{EpochSeen, NewMaster, Reborn, Retire, StepDown, StepDownError};
 use crate::cluster::{Cluster, ClusterChanged, Member, MemberRemoved, MemberState};
 use crate::id::{Epoch, Incarnation, NodeId};
 use crate::master::{HandOverTo, Lead, MasterReborn, StandDown};
+use crate::planted;
 use crate::registry::actor::{Challenge, Claim, Condemn, RegistryEvent, Relist, Resend, Resign};
 use crate::registry::session::View;
+use crate::time::now;
 use crate::transport::{
     AskSessions, Broadcast, Dial, DialOutcome, Heard, Inbound, Incarnated, Peers, Send,
     SessionEvent, TransportReborn,
@@ -72,7 +74,7 @@ pub struct DiscoveryActor {
 impl DiscoveryActor {
     /// A life that knows nothing yet.
     pub fn new(seed: DiscoverySeed) -> Self {
-        let now = Instant::now();
+        let now = now();
         Self {
             election: Election::new(seed.settings.stagger, seed.settings.suspect_floor),
             health: LocalHealth::new(TICK, PAUSE, now),
@@ -114,7 +116,7 @@ impl DiscoveryActor {
     // --- the turn ------------------------------------------------------------------------------------------------
 
     fn tick(&mut self, ctx: &mut Context<Self>) {
-        let now = Instant::now();
+        let now = now();
         if let Wakefulness::Resumed(away) = self.health.tick(now) {
             log::info!(target: "discovery", event = "node.resumed", duration_ms = away.as_millis() as u64; "this node was away, giving everybody a fresh start");
             self.table.fresh_start(now);
@@ -146,7 +148,7 @@ impl DiscoveryActor {
 
     /// Something has happened: decides, and tells the new picture.
     fn turn(&mut self, ctx: &mut Context<Self>) {
-        let now = Instant::now();
+        let now = now();
         self.decide(ctx, now);
         self.tell(now);
     }
@@ -154,7 +156,12 @@ impl DiscoveryActor {
     /// Asks the cores and does what they say.
     fn decide(&mut self, ctx: &mut Context<Self>, now: Instant) {
         let (reach, windows) = (self.ballot().reach(), self.windows());
-        let steps = judge(&mut self.table, reach, windows, now);
+        // Without a registration of our own there are no sessions, so nobody's silence means anything.
+        let steps = if self.us.incarnation == Incarnation::NONE {
+            Vec::new()
+        } else {
+            judge(&mut self.table, reach, windows, now)
+        };
         let changed = !steps.is_empty();
         for step in steps {
             self.perform(step, ctx, now);
@@ -233,7 +240,7 @@ impl DiscoveryActor {
         let registered = peer.registered.clone();
         let name = registered.registration.name.clone();
         let silent = now.saturating_duration_since(peer.heard);
-        log::warn!(target: "discovery", event = "peer.condemned", peer = name, reason = evidence.as_str(), duration_ms = silent.as_millis() as u64, witnesses = peer.witnesses.len(); "verdict: dead");
+        log::warn!(target: "discovery", event = "peer.condemned", peer = name, incarnation = registered.incarnation.0, reason = evidence.as_str(), duration_ms = silent.as_millis() as u64, witnesses = peer.witnesses.len(); "verdict: dead");
         let was_master = self
             .view
             .seated()
@@ -327,10 +334,10 @@ impl DiscoveryActor {
         self.seed.fence.raise(epoch);
         self.leading = Some(epoch);
         self.reborn_master = false;
-        self.led_since = Instant::now();
+        self.led_since = now();
         log::info!(target: "discovery", event = "master.promoted", epoch = epoch.to_string(), members = self.view.members.len(); "this node is master now");
         self.seed.master.lead.do_send(Lead(epoch));
-        self.beat(Instant::now());
+        self.beat(now());
     }
 
     fn stand_down(&mut self, why: Why, ctx: &mut Context<Self>) {
@@ -350,12 +357,17 @@ impl DiscoveryActor {
         self.reborn_master = false;
         log::warn!(target: "discovery", event = "master.demoted", epoch = epoch.to_string(), seen = self.seed.fence.current().to_string(), reason = why; "this node is no longer master");
         let why = why.to_owned();
-        self.seed.master.stand_down.do_send(StandDown { why });
+        if !planted::is("stand-down-not-told") {
+            self.seed.master.stand_down.do_send(StandDown { why });
+        }
     }
 
     /// Somebody acts under a higher epoch than ours.
     fn epoch_seen(&mut self, epoch: Epoch, ctx: &mut Context<Self>) {
         self.seed.fence.raise(epoch);
+        if planted::is("deposed-leads-on") {
+            return;
+        }
         if let Some(ours) = self.leading.filter(|ours| epoch > *ours && !self.claiming) {
             self.lose_mastership(ours, "a higher epoch was seen");
             self.seed.registry.relist.do_send(Relist);
@@ -402,8 +414,7 @@ impl DiscoveryActor {
             act.handing_over = false;
             match moved {
                 Some((new, handed_over)) => {
-                    act.election
-                        .abstain(Instant::now() + act.seed.settings.abstain);
+                    act.election.abstain(now() + act.seed.settings.abstain);
                     if act.leading == Some(epoch) {
                         act.lose_mastership(epoch, "handed over");
                     }
@@ -617,8 +628,10 @@ impl DiscoveryActor {
     // --- hearing -------------------------------------------------------------------------------------------------
 
     fn take_view(&mut self, view: Arc<View>, ctx: &mut Context<Self>) {
-        let now = Instant::now();
-        if let Some(master) = &view.master {
+        let now = now();
+        if let Some(master) = &view.master
+            && !planted::is("epoch-not-seeded")
+        {
             self.seed.fence.raise(master.epoch);
         }
         let suspects: Vec<NodeId> = {
@@ -648,7 +661,8 @@ impl DiscoveryActor {
                 why: "no longer registered".to_owned(),
             };
             self.echoes.remove(&r.id);
-            for recipient in &self.seed.removed {
+            let told = !planted::is("removal-not-told");
+            for recipient in self.seed.removed.iter().filter(|_| told) {
                 recipient.do_send(gone.clone());
             }
         }
@@ -681,7 +695,7 @@ impl DiscoveryActor {
     }
 
     fn hear_beat(&mut self, from: NodeId, incarnation: Incarnation, beat: Heartbeat) {
-        let now = Instant::now();
+        let now = now();
         if from == self.me() {
             // To ourselves and back: how late transport and control are together.
             let sent = Duration::from_micros(beat.sent_us);
@@ -724,7 +738,7 @@ impl DiscoveryActor {
 
     /// Somebody doubts a peer: do we hear it? If not, what does a dial find?
     fn answer_probe(&mut self, from: NodeId, probe: Probe, ctx: &mut Context<Self>) {
-        let now = Instant::now();
+        let now = now();
         let floor = self.seed.settings.suspect_floor;
         let Some(peer) = self.table.peer(probe.target, probe.incarnation) else {
             return;
@@ -753,7 +767,7 @@ impl DiscoveryActor {
     }
 
     fn hear_witness(&mut self, from: NodeId, answer: &ProbeAnswer) {
-        let now = Instant::now();
+        let now = now();
         if let Some(peer) = self.table.peer(answer.target, answer.incarnation) {
             peer.witnesses.insert(from, (answer.finding, now));
         }
@@ -763,7 +777,7 @@ impl DiscoveryActor {
         let current = self.view.master.as_ref().map(|m| m.epoch);
         if self.retired() {
             // Says so at once, so that the master need not wait.
-            self.beat(Instant::now());
+            self.beat(now());
         }
         if self.claiming || self.retired() || current != Some(turn.epoch) {
             return;
@@ -780,7 +794,7 @@ impl DiscoveryActor {
                 Finding::Silent
             }
         };
-        let now = Instant::now();
+        let now = now();
         let Some(peer) = self.table.peer(id, incarnation) else {
             return;
         };
@@ -843,7 +857,7 @@ impl Actor for DiscoveryActor {
         self.seed.registry.resend.do_send(Resend);
         let sessions = self.seed.transport.sessions.send(AskSessions);
         ctx.spawn(sessions.into_actor(self).map(|sessions, act, _| {
-            let now = Instant::now();
+            let now = now();
             for (peer, heard) in sessions.unwrap_or_default() {
                 act.heard.insert(peer.id, (peer.incarnation, heard));
                 act.table.session_up(peer.id, peer.incarnation, now);
@@ -867,6 +881,11 @@ impl Handler<RegistryEvent> for DiscoveryActor {
                 self.turn(ctx);
             }
             RegistryEvent::Incarnated(us) => {
+                if us.incarnation != self.us.incarnation {
+                    // It was we who closed every session: what was not heard since is nobody's fault.
+                    self.heard.clear();
+                    self.table.forget_sessions(now());
+                }
                 self.us = us;
                 self.seed.transport.incarnated.do_send(us);
                 self.turn(ctx);
@@ -883,7 +902,7 @@ impl Handler<SessionEvent> for DiscoveryActor {
         match msg {
             SessionEvent::Up { peer, heard } => {
                 self.heard.insert(peer.id, (peer.incarnation, heard));
-                let now = Instant::now();
+                let now = now();
                 self.table.session_up(peer.id, peer.incarnation, now);
                 if self.table.peers.contains_key(&peer.id) {
                     // The first heartbeat of a session goes at once: it carries the epoch.
@@ -934,7 +953,7 @@ impl Handler<TransportReborn> for DiscoveryActor {
 
     fn handle(&mut self, _: TransportReborn, ctx: &mut Self::Context) {
         self.heard.clear();
-        self.table.forget_sessions(Instant::now());
+        self.table.forget_sessions(now());
         self.seed.transport.incarnated.do_send(self.us);
         self.tell_peers();
         self.turn(ctx);
@@ -957,7 +976,7 @@ impl Handler<Reborn> for DiscoveryActor {
 
     fn handle(&mut self, _: Reborn, _: &mut Self::Context) {
         self.told = None;
-        self.tell(Instant::now());
+        self.tell(now());
     }
 }
 
@@ -980,8 +999,8 @@ impl Handler<Retire> for DiscoveryActor {
 
     fn handle(&mut self, _: Retire, ctx: &mut Self::Context) -> Self::Result {
         self.seed.leaving.store(true, Ordering::Relaxed);
-        self.beat(Instant::now());
-        self.tell(Instant::now());
+        self.beat(now());
+        self.tell(now());
         let heir = self.pick_heir(None);
         match (self.leading.is_some() && !self.handing_over, heir) {
             (true, Ok(heir)) => {

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crate::id::{Epoch, Incarnation, NodeId};
+use crate::planted;
 
 /// Soft take-overs older than this are forgotten.
 const FLAP_WINDOW: Duration = Duration::from_secs(180);
@@ -151,14 +152,16 @@ impl Election {
 
     fn decide_leading(&mut self, ballot: &Ballot, epoch: Epoch, now: Instant) -> Decision {
         self.vacant_since = None;
-        if ballot.me_registered().is_none() && ballot.registry {
+        let unregistered = ballot.me_registered().is_none() && ballot.registry;
+        if unregistered && !planted::is("unregistered-leads-on") {
             return Decision::StandDown(Why::Unregistered);
         }
         let held = ballot
             .seated
             .is_some_and(|(id, seated)| id == ballot.me && seated <= epoch);
         // A view older than our own claim says nothing of it.
-        if !held && ballot.view_revision > epoch.revision {
+        let deposed = !held && ballot.view_revision > epoch.revision;
+        if deposed && !planted::is("deposed-leads-on") {
             return Decision::StandDown(Why::Deposed);
         }
         if lasts(&mut self.cut_since, ballot.reaches_less_than_half(), now) >= Some(self.floor) {
@@ -184,6 +187,7 @@ impl Election {
             };
         }
         let may = able && ballot.seated.is_none() && !self.abstains(ballot, now);
+        let may = may && !(planted::is("never-claims") && ballot.master_revision != 0);
         let rank = ballot.rank_of_me().filter(|_| may);
         let vacant = lasts(&mut self.vacant_since, rank.is_some(), now);
         let (Some(rank), Some(vacant)) = (rank, vacant) else {

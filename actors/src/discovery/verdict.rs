@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::membership::{Challenged, Link, Membership, Peer};
 use crate::id::NodeId;
+use crate::planted;
 use crate::wire::Finding;
 
 /// Hard deaths within this time of each other fall under the soft rule.
@@ -168,6 +169,11 @@ fn track_suspicion(peer: &mut Peer, case: &Case, steps: &mut Vec<Step>) {
     let patience = peer
         .detector
         .patience(case.windows.floor, case.windows.ceiling);
+    let patience = match () {
+        () if planted::is("never-suspects") => Duration::MAX,
+        () if planted::is("impatient") => patience / 10,
+        () => patience,
+    };
     match peer.suspect {
         None if silent > patience => {
             peer.suspect = Some(case.now);
@@ -190,6 +196,9 @@ fn track_suspicion(peer: &mut Peer, case: &Case, steps: &mut Vec<Step>) {
 
 fn evidence(peer: &Peer, hard: bool, case: &Case) -> Option<Evidence> {
     if hard {
+        if planted::is("no-hard-evidence") {
+            return None;
+        }
         let seconded = peer.witnesses.values().any(|(f, _)| *f == Finding::Refused);
         return (seconded || !case.second_needed).then_some(Evidence::Hard);
     }
@@ -197,6 +206,9 @@ fn evidence(peer: &Peer, hard: bool, case: &Case) -> Option<Evidence> {
         return Some(Evidence::BothPlanes);
     }
     let suspect = peer.suspect?;
+    if planted::is("silence-condemns") {
+        return Some(Evidence::Majority);
+    }
     let probed = peer
         .asked
         .is_some_and(|at| case.now.saturating_duration_since(at) >= case.windows.probe);

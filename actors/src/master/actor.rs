@@ -95,7 +95,7 @@ pub struct MasterActor {
     waits: Waits<oneshot::Sender<Vec<Ended>>>,
     commits: u64,
     last_commit: Duration,
-    /// Messages for a reign that others have heard of before us; bounded.
+    /// Messages for a reign that others have heard of before us, or that is being handed over; bounded.
     early: VecDeque<(Epoch, WorkerId, Message)>,
     legacy: Legacy,
     /// What is to be acknowledged at the end of this turn; a worker with an empty list is answered all the same.
@@ -454,9 +454,19 @@ impl MasterActor {
         if self.is_early(epoch) {
             self.seen(epoch);
             self.keep_early(epoch, worker, envelope.message);
+        } else if self.hands_over(epoch) {
+            self.keep_early(epoch, worker, envelope.message);
         } else if self.fits(from, epoch, what) {
             self.act_on(worker, envelope.message);
         }
+    }
+
+    /// Whether this is said to a reign that is being handed over. The heir may not take over: then it is heard after all, since
+    /// results are told once, and the credit that comes with them only there.
+    fn hands_over(&self, epoch: Epoch) -> bool {
+        let fence = self.seed.fence.current();
+        let ours = self.reign.as_ref();
+        ours.is_some_and(|r| r.frozen && r.epoch == epoch && epoch >= fence)
     }
 
     /// Others may hear of our epoch before we are told to lead under it.
@@ -602,6 +612,7 @@ impl MasterActor {
             // The heir did not take over: on with the ledger we have.
             Some(reign) if reign.epoch == epoch => {
                 reign.frozen = false;
+                self.hear_early(epoch);
                 self.turn(ctx);
             }
             Some(reign) if reign.epoch > epoch => {}
@@ -642,12 +653,17 @@ impl MasterActor {
         self.reign = Some(reign);
         self.said_waiting = None;
         self.shadow_due = true;
+        self.hear_early(epoch);
+        self.turn(ctx);
+    }
+
+    /// What came before this reign acted, or while it was to be handed over.
+    fn hear_early(&mut self, epoch: Epoch) {
         for (under, worker, message) in std::mem::take(&mut self.early) {
             if under == epoch {
                 self.act_on(worker, message);
             }
         }
-        self.turn(ctx);
     }
 }
 

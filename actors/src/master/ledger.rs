@@ -362,7 +362,8 @@ impl Ledger {
         }
         self.unqueue(id, State::Leased);
         let task = self.tasks.get_mut(&id)?;
-        let n = task.tries().last().map_or(0, |t| t.attempt.n) + 1;
+        let before = task.tries().last().map_or(0, |t| t.attempt.n);
+        let n = before.max(1) + u32::from(before > 0 && !crate::planted::is("same-attempt-again"));
         let attempt = Attempt { epoch, n };
         task.begin(attempt, worker, 0);
         let assignment = Assignment {
@@ -524,6 +525,9 @@ impl Ledger {
         };
         let heard = |t: &Try| t.attempt == token && t.worker.id == from && t.finished_ms > 0;
         if task.tries().iter().any(heard) {
+            if crate::planted::is("result-recorded-twice") {
+                return Verdict::Recorded;
+            }
             return if task.pending().is_some() {
                 Verdict::Recording
             } else {
@@ -730,6 +734,9 @@ impl Ledger {
         at_ms: u64,
         now: Instant,
     ) -> Vec<(AttemptId, Verdict)> {
+        if crate::planted::is("lost-worker-keeps-tasks") {
+            return Vec::new();
+        }
         let lost = self.leased_to(worker);
         let began = |a: &AttemptId| self.tasks.get(&a.task).is_some_and(|t| executes(t));
         let suspect = |a: &AttemptId| {
@@ -842,7 +849,8 @@ impl Ledger {
                 return Err("the task is already finished");
             }
             let last = task.tries().last();
-            if last.is_some_and(|last| last.attempt > token) {
+            let newer = last.is_some_and(|last| last.attempt > token);
+            if newer && !crate::planted::is("adopts-the-superseded") {
                 return Err("a newer attempt superseded it");
             }
             let same = last.filter(|last| last.attempt == token);
@@ -996,6 +1004,9 @@ fn record(task: &Task, change: &Change) -> Record {
 
 /// Why a result of this token may not be recorded.
 fn unfit(task: &Task, token: Attempt, from: NodeId) -> Option<&'static str> {
+    if crate::planted::is("late-result-accepted") && task.state.is_open() {
+        return None;
+    }
     if !task.state.is_open() {
         return Some("the task is already finished");
     }

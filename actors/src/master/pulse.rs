@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::time::now;
+
 /// Shared by MasterActor and discovery. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct MasterPulse {
@@ -14,7 +16,7 @@ pub struct MasterPulse {
 impl Default for MasterPulse {
     fn default() -> Self {
         Self {
-            origin: Instant::now(),
+            origin: now(),
             last_us: Arc::default(),
         }
     }
@@ -23,7 +25,7 @@ impl Default for MasterPulse {
 impl MasterPulse {
     /// It has a turn now.
     pub fn beat(&self) {
-        let us = self.origin.elapsed().as_micros();
+        let us = now().saturating_duration_since(self.origin).as_micros();
         self.last_us
             .store(u64::try_from(us).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
@@ -31,6 +33,8 @@ impl MasterPulse {
     /// How long ago that was.
     pub fn age(&self) -> Duration {
         let last = Duration::from_micros(self.last_us.load(Ordering::Relaxed));
-        self.origin.elapsed().saturating_sub(last)
+        now()
+            .saturating_duration_since(self.origin)
+            .saturating_sub(last)
     }
 }

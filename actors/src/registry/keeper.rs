@@ -24,6 +24,7 @@ use super::{
 use crate::backoff::Backoff;
 use crate::cluster::{MasterRecord, Registration};
 use crate::id::{Epoch, Generation, Incarnation};
+use crate::planted;
 use crate::transport::{Dial, DialOutcome, Incarnated};
 
 /// A transaction whose answer was lost is sent again this often before the caller is told "unknown".
@@ -95,7 +96,7 @@ impl Session {
             if self.shared.borrow().retired {
                 return;
             }
-            let wait = backoff.next_delay(&mut rand::rng());
+            let wait = backoff.next_delay(&mut crate::chance::rng());
             self.sleep_or_nudge(wait).await;
         }
     }
@@ -127,8 +128,13 @@ impl Session {
                 batch = watches.next() => {
                     let batch = batch.unwrap_or_else(|| Err(self.unreachable("every watch was closed")))?;
                     self.shared.borrow_mut().mirror.apply(batch);
+                    self.follow_generation().await?;
                 }
-                () = self.nudge.notified() => self.relist().await?,
+                () = self.nudge.notified() => {
+                    if !planted::is("never-relist") {
+                        self.relist().await?;
+                    }
+                }
                 () = sleep_until_some(register_at) => {
                     register_at = self.try_register().await?.map(|wait| Instant::now() + wait);
                 }
@@ -143,7 +149,9 @@ impl Session {
                     probe_at = Instant::now() + self.seed.settings.timeouts.keep_alive;
                 }
                 () = sleep_until(relist_at) => {
-                    self.relist().await?;
+                    if !planted::is("never-relist") {
+                        self.relist().await?;
+                    }
                     relist_at = Instant::now() + self.seed.settings.relist;
                 }
             }
@@ -179,7 +187,11 @@ impl Session {
         };
         let restored = continuity == Continuity::Replaced && found == known;
         let settled = if found.0 == 0 || restored {
-            let value = unix_seconds().max(known.0 + 1).max(found.0 + 1);
+            let value = if planted::is("generation-does-not-rise") && known.0 != 0 {
+                known.0
+            } else {
+                unix_seconds().max(known.0 + 1).max(found.0 + 1)
+            };
             let key = self.keys.generation();
             let outcome = self
                 .settle(Txn {
@@ -208,6 +220,16 @@ impl Session {
         Ok(())
     }
 
+    /// Somebody else found the registry replaced and said so in its generation key: what we hold is of the one before. To go
+    /// on under it would be refused by every peer, and an epoch claimed under it would be outbid by the key itself.
+    async fn follow_generation(&self) -> Result<(), RegistryError> {
+        let told = self.shared.borrow().mirror.generation(&self.keys);
+        if told == self.shared.borrow().generation {
+            return Ok(());
+        }
+        self.settle_generation(Continuity::Same).await
+    }
+
     /// A restored registry may hold an old registration of ours: it belongs to another generation.
     async fn drop_own_registration(&self) -> Result<(), RegistryError> {
         let txn = {
@@ -218,7 +240,9 @@ impl Session {
     }
 
     async fn open_watches(&self) -> Result<SelectAll<WatchStream>, RegistryError> {
-        let from = self.shared.borrow().mirror.revision() + 1;
+        let from = self.shared.borrow().mirror.revision()
+            + 1
+            + i64::from(planted::is("watch-skips-a-revision"));
         let mut watches = Vec::new();
         for prefix in self.keys.watched() {
             watches.push(self.seed.backend.watch(&prefix, from).await?);
@@ -257,6 +281,9 @@ impl Session {
     fn check_standing(&self) -> Option<Lost> {
         let mut shared = self.shared.borrow_mut();
         let standing = shared.standing?;
+        if planted::is("loss-not-noticed") {
+            return None;
+        }
         let key = self.keys.service(&shared.registration.address());
         let ours = shared
             .mirror
@@ -299,6 +326,9 @@ impl Session {
     }
 
     fn renew_at(&self) -> Option<Instant> {
+        if planted::is("lease-not-renewed") {
+            return None;
+        }
         let standing = self.shared.borrow().standing?;
         if standing.overdue {
             return Some(Instant::now());
@@ -340,6 +370,9 @@ impl Session {
         };
         match seat {
             Seat::Ours { incarnation, lease } => self.adopt(incarnation, lease).await,
+            Seat::Dead(_) | Seat::Doubtful(_) if planted::is("registration-overwritten") => {
+                self.put_registration().await
+            }
             Seat::Dead(leftover) => self.evict(&leftover).await,
             Seat::Doubtful(leftover) => self.question(&leftover).await,
             Seat::Free => self.put_registration().await,
@@ -525,7 +558,7 @@ impl Session {
                 return Ok(());
             };
             let key = self.keys.challenge(standing.incarnation);
-            if shared.mirror.get(&key).is_none() {
+            if shared.mirror.get(&key).is_none() || planted::is("challenge-not-answered") {
                 return Ok(());
             }
             key
@@ -550,7 +583,8 @@ impl Session {
             (shared.standing.take(), txn)
         };
         self.nudge.notify_one();
-        let Some(standing) = standing else {
+        let Some(standing) = standing.filter(|_| !planted::is("leaves-without-deregistering"))
+        else {
             return Ok(());
         };
         // Mastership first and by its revision; the lease takes whatever is left.
@@ -591,7 +625,8 @@ impl Session {
                 .map(|kv| kv.mod_revision)
         };
         // Won in a registry that was replaced meanwhile: it counts for nothing.
-        let same = self.shared.borrow().generation == generation;
+        let same = self.shared.borrow().generation == generation
+            || planted::is("two-masters-after-replacement");
         Ok(won.filter(|_| same).map(|revision| Epoch {
             generation,
             revision,
@@ -761,7 +796,7 @@ impl Session {
             tries += 1;
             match self.seed.backend.txn(txn.clone()).await {
                 Err(RegistryError::Unreachable { .. }) if tries < SETTLE_TRIES => {
-                    let wait = backoff.next_delay(&mut rand::rng());
+                    let wait = backoff.next_delay(&mut crate::chance::rng());
                     tokio::time::sleep(wait).await;
                 }
                 answer => return answer,
@@ -869,9 +904,7 @@ fn refused(err: serde_json::Error) -> RegistryError {
 }
 
 fn unix_seconds() -> u64 {
-    std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |d| d.as_secs())
+    crate::time::unix_ms() / 1000
 }
 
 /// Whether a process of this machine lives; when it cannot be told, it is taken to live.

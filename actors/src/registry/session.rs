@@ -10,6 +10,7 @@ use bytes::Bytes;
 use super::{Change, Compare, Kv, Listing, Op, Txn, WatchBatch};
 use crate::cluster::{Master, MasterRecord, Registration};
 use crate::id::{Epoch, Generation, Incarnation, NodeId};
+use crate::planted;
 
 /// The keys of one cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -218,6 +219,9 @@ impl Mirror {
 
     /// A deletion that we did ourselves or were told of.
     pub fn delete(&mut self, key: &str, revision: i64) -> bool {
+        if planted::is("deletes-ignored") {
+            return false;
+        }
         if self
             .kvs
             .get(key)
@@ -280,7 +284,11 @@ impl Mirror {
                 record,
                 epoch: Epoch {
                     generation,
-                    revision: kv.mod_revision,
+                    revision: if planted::is("create-revision-as-epoch") {
+                        kv.create_revision
+                    } else {
+                        kv.mod_revision
+                    },
                 },
             }
         });
@@ -417,10 +425,14 @@ pub fn register(keys: &Keys, me: &Registration, lease: i64) -> Result<Txn, serde
     let name = keys.name(&me.name);
     let value = Bytes::from(serde_json::to_vec(me)?);
     Ok(Txn {
-        when: vec![
-            Compare::Created(service.clone(), 0),
-            Compare::Created(name.clone(), 0),
-        ],
+        when: if planted::is("registration-overwritten") {
+            Vec::new()
+        } else {
+            vec![
+                Compare::Created(service.clone(), 0),
+                Compare::Created(name.clone(), 0),
+            ]
+        },
         then: vec![
             Op::Put {
                 key: service.clone(),
@@ -450,7 +462,7 @@ pub fn claim(
     } else {
         Compare::Modified(master.clone(), expected)
     };
-    Ok(Txn {
+    let mut txn = Txn {
         when: vec![
             compare,
             Compare::Created(keys.service(&record.address), record.incarnation.0),
@@ -461,13 +473,20 @@ pub fn claim(
             lease,
         }],
         otherwise: vec![Op::Get(master)],
-    })
+    };
+    if planted::is("claim-without-compare") {
+        txn.when.remove(0);
+    }
+    if planted::is("claim-unregistered") {
+        txn.when.truncate(1);
+    }
+    Ok(txn)
 }
 
 /// The verdict: deletes a peer's registration and name if it is still that life of it, and we are still this one of ours.
 pub fn condemn(keys: &Keys, me: (&str, Incarnation), peer: &Registered) -> Txn {
     let service = keys.service(&peer.registration.address());
-    Txn {
+    let mut txn = Txn {
         when: vec![
             Compare::Created(service.clone(), peer.incarnation.0),
             Compare::Created(keys.service(me.0), me.1.0),
@@ -477,7 +496,11 @@ pub fn condemn(keys: &Keys, me: (&str, Incarnation), peer: &Registered) -> Txn {
             Op::Delete(keys.name(&peer.registration.name)),
         ],
         otherwise: vec![Op::Get(service)],
+    };
+    if planted::is("condemn-any-incarnation") {
+        txn.when.clear();
     }
+    txn
 }
 
 #[cfg(test)]

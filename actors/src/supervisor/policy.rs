@@ -31,6 +31,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::time::Duration;
 
+use crate::planted;
 use rand::Rng;
 
 use crate::backoff::Backoff;
@@ -203,7 +204,9 @@ impl Policy {
             return vec![self.retire(child)];
         }
         let earlier = self.count_restart(now);
-        if earlier >= self.settings.max_restarts {
+        let allowed = self.settings.max_restarts + u32::from(planted::is("one-restart-too-many"))
+            - u32::from(planted::is("one-restart-too-few"));
+        if earlier >= allowed {
             let SupervisionSettings {
                 max_restarts,
                 within,
@@ -241,6 +244,9 @@ impl Policy {
             Strategy::OneForAll => 0..self.children.len(),
             Strategy::RestForOne => child..self.children.len(),
         };
+        if planted::is("restart-forgotten") && self.restarts.len().is_multiple_of(3) {
+            return Vec::new();
+        }
         let mut actions = Vec::new();
         let others: Vec<_> = group
             .clone()

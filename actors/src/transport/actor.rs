@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use actix::{
     Actor, AsyncContext, Context, Handler, MessageResult, Recipient, ResponseFuture, Supervised,
@@ -39,6 +39,7 @@ use super::{
 use crate::cluster::{Fence, Identity};
 use crate::discovery::EpochSeen;
 use crate::id::{Incarnation, NodeId};
+use crate::time::{now, unix_ms};
 use crate::wire::{Class, DialBack, Envelope, Message as WireMessage};
 
 /// Messages waiting for the actor; whoever hands in more waits (or is told, with `try_send`).
@@ -100,20 +101,10 @@ impl TransportSeed {
             reborn,
             epoch_seen,
             clock: HybridClock::default(),
-            unix_ms: system_ms,
+            unix_ms,
             random_seed,
         }
     }
-}
-
-fn system_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(0))
-}
-
-/// Monotonic time as the runtime tells it, so that a paused or simulated clock is followed.
-fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
 }
 
 /// Unique in the process: a message about a session of an earlier life must not be taken for one of this.

@@ -370,6 +370,22 @@ impl Listener {
         tcp::bind(address).await
     }
 
+    /// A listener that is fed by somebody else, such as a simulated network; `held` is dropped with its last clone.
+    pub fn fed(
+        local: SocketAddr,
+        incoming: mpsc::Receiver<Incoming>,
+        held: Box<dyn Any + std::marker::Send + Sync>,
+    ) -> Self {
+        Self {
+            local,
+            incoming: Arc::new(Mutex::new(incoming)),
+            port: Arc::new(Port {
+                accepting: None,
+                _held: Some(held),
+            }),
+        }
+    }
+
     /// The address it listens on (with the port that was picked when 0 was asked for).
     pub fn local_addr(&self) -> SocketAddr {
         self.local

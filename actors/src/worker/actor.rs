@@ -255,7 +255,7 @@ impl WorkerActor {
         if self.seed.fence.raise(epoch) {
             self.seed.epochs.do_send(EpochSeen(epoch));
         }
-        if epoch >= fence {
+        if epoch >= fence || crate::planted::is("old-epoch-obeyed") {
             self.silent = 0;
             self.confirmed |= self.desk.serving() == Some(epoch);
             return true;

@@ -164,14 +164,17 @@ impl Desk {
             .seen
             .get(&attempt.task)
             .is_some_and(|seen| *seen >= attempt.attempt)
+            && !crate::planted::is("started-again")
         {
             return Intake::Known(attempt);
         }
-        if self.granted == 0 || self.draining {
+        let spent = self.granted == 0 && !crate::planted::is("beyond-credit");
+        if spent || self.draining {
             return Intake::HandBack(attempt);
         }
-        self.granted -= 1;
-        if self.waiting() >= self.window && self.executing >= self.capacity {
+        self.granted = self.granted.saturating_sub(1);
+        let full = self.waiting() >= self.window && self.executing >= self.capacity;
+        if full && !crate::planted::is("beyond-credit") {
             return Intake::HandBack(attempt);
         }
         self.see(attempt);
@@ -191,12 +194,13 @@ impl Desk {
             return 0;
         }
         let all = u32::try_from(self.running.len()).unwrap_or(u32::MAX);
-        (self.capacity + self.window).saturating_sub(all)
+        let lost = u32::from(crate::planted::is("credit-lost-in-report"));
+        (self.capacity + self.window - lost).saturating_sub(all)
     }
 
     /// Credit to grant beyond what is granted.
     pub fn credit(&mut self) -> u32 {
-        if self.serving.is_none() {
+        if self.serving.is_none() || crate::planted::is("credit-lost") {
             return 0;
         }
         let more = self.room().saturating_sub(self.granted);
@@ -273,7 +277,9 @@ impl Desk {
             return false;
         };
         self.executing -= u32::from(started > 0);
-        self.held.insert(result.attempt, (result, assignment));
+        if !crate::planted::is("result-forgotten") {
+            self.held.insert(result.attempt, (result, assignment));
+        }
         true
     }
 

@@ -9,6 +9,7 @@ use etcd_client::proto::{
     PbLeaseService, PbLeaseStatus, PbLeaseTimeToLiveRequest, PbLeaseTimeToLiveResponse,
 };
 use futures_util::{Stream, StreamExt, TryStreamExt};
+use rand::RngExt;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::shared::Shared;
@@ -118,5 +119,5 @@ fn renew(shared: &Shared, id: i64) -> PbLeaseKeepAliveResponse {
 
 /// Positive, like etcd's own.
 fn random_id() -> i64 {
-    (rand::random::<i64>() & i64::MAX).max(1)
+    (crate::chance::rng().random::<i64>() & i64::MAX).max(1)
 }

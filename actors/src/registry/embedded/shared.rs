@@ -1,11 +1,11 @@
 //! What all services of one embedded server share: the store behind a lock, the clock, the news that it changed.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use etcd_client::proto::PbResponseHeader;
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 use tonic::Status;
 
 use super::disk::Disk;
@@ -25,8 +25,11 @@ pub(super) struct Shared {
     cluster_id: u64,
     /// Interval of progress notices to watches that asked for them.
     pub(super) progress_every: Duration,
-    /// The newest revision; watches sleep on it.
-    changed: watch::Sender<i64>,
+    /// The newest revision that was told.
+    told: AtomicI64,
+    /// That there is a newer one; watches sleep on it. Not a `watch`: that one wakes its sleepers by chance, this one in the
+    /// order in which they fell asleep, so that all watchers are served alike and a simulation can be repeated.
+    changed: broadcast::Sender<()>,
     /// Set once, at the end; streams that would never end by themselves sleep on it.
     closing: watch::Sender<bool>,
 }
@@ -41,7 +44,8 @@ impl Shared {
         Self {
             disk,
             written: AtomicU64::new(0),
-            changed: watch::Sender::new(store.revision()),
+            told: AtomicI64::new(store.revision()),
+            changed: broadcast::Sender::new(1),
             store: Mutex::new(store),
             cluster_id,
             progress_every,
@@ -66,8 +70,10 @@ impl Shared {
                 disk.write(number, revision, writes);
             }
         }
-        self.changed
-            .send_if_modified(|seen| std::mem::replace(seen, revision) != revision);
+        if self.told.swap(revision, Ordering::Relaxed) != revision {
+            // Nobody watching is no error.
+            self.changed.send(()).ok();
+        }
         drop(store);
         if let Some(away) = away {
             log::warn!(event = "registry_was_away", away_ms = away.as_millis() as u64; "the registry's process was suspended or starved, all leases were extended by as much");
@@ -114,7 +120,7 @@ impl Shared {
     }
 
     /// News of revisions.
-    pub(super) fn changes(&self) -> watch::Receiver<i64> {
+    pub(super) fn changes(&self) -> broadcast::Receiver<()> {
         self.changed.subscribe()
     }
 

@@ -72,10 +72,11 @@ impl Session {
                     Ok(None) => asks = false,
                     Err(_) => return Err(Gone),
                 },
-                _ = changes.changed() => {}
+                // News that was missed is news too.
+                _ = changes.recv() => {}
                 _ = progress.tick() => {}
             }
-            changes.mark_unchanged();
+            changes = changes.resubscribe();
             self.catch_up().await?;
         }
     }

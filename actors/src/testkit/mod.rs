@@ -1,0 +1,12 @@
+//! What simulation and chaos tests share: the trace of a run and the invariants that read it. Behind the feature `testkit`.
+//!
+//! A [`trace::Record`] is one thing that happened: an event that production code logged, or something the test itself did
+//! or saw (`sim.*`). [`invariants::Invariants`] reads records one by one and names the first rule that was broken. It knows
+//! nothing of how a record came about, so the same rules check a simulated run, record by record as it happens, and the
+//! JSON logs of real processes afterwards.
+
+pub mod capture;
+pub mod invariants;
+pub mod registry;
+pub mod tasks;
+pub mod trace;

@@ -1,0 +1,165 @@
+//! What the registry's own history must obey: revisions rise, only the living lead, the fenced write nothing. Pure.
+//!
+//! It reads `sim.put` (key, value, created, modified) and `sim.delete` (key, revision), in the order of the registry's
+//! revisions, and `sim.replaced` when an empty registry took the place of the one before.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::trace::Record;
+use crate::cluster::{MasterRecord, Registration};
+use crate::id::{Epoch, Generation, NodeId};
+
+/// A registry that lived for less than this may share its generation with the next.
+const BRIEF: Duration = Duration::from_secs(2);
+
+/// A key as last seen.
+#[derive(Clone, Debug)]
+pub struct Key {
+    /// Its value.
+    pub value: String,
+    /// Revision at which its life began.
+    pub created: i64,
+    /// Revision of its last change.
+    pub modified: i64,
+}
+
+/// The registry as told so far.
+#[derive(Debug, Default)]
+pub struct History {
+    keys: BTreeMap<String, Key>,
+    revision: i64,
+    generation: Generation,
+    generated: Duration,
+    /// Who made each epoch.
+    owners: BTreeMap<Epoch, NodeId>,
+}
+
+impl History {
+    /// Takes one record; answers what is wrong with it.
+    pub fn observe(&mut self, record: &Record) -> Option<String> {
+        match record.event.as_str() {
+            "sim.replaced" => {
+                self.keys.clear();
+                None
+            }
+            "sim.put" => self.put(record),
+            "sim.delete" => self.delete(record),
+            _ => None,
+        }
+    }
+
+    fn rises(&mut self, revision: i64) -> Option<String> {
+        if revision < self.revision {
+            let known = self.revision;
+            return Some(format!(
+                "the registry fell from revision {known} to {revision}"
+            ));
+        }
+        self.revision = revision;
+        None
+    }
+
+    fn put(&mut self, record: &Record) -> Option<String> {
+        let (name, value) = (record.get("key"), record.get("value"));
+        let key = Key {
+            value: value.to_owned(),
+            created: record.number("created"),
+            modified: record.number("modified"),
+        };
+        let modified = key.modified;
+        if let Some(wrong) = self.rises(modified) {
+            return Some(wrong);
+        }
+        let old = self.keys.insert(name.to_owned(), key);
+        if name.ends_with("/generation") {
+            let generation = Generation(value.parse().unwrap_or(0));
+            // Seconds tell registries apart that lived for longer; two within a second are told apart by their revisions.
+            let brief = record.at.saturating_sub(self.generated) < BRIEF;
+            if generation < self.generation || (generation == self.generation && !brief) {
+                return Some(format!("generation {value} does not rise"));
+            }
+            self.generation = generation;
+            self.generated = record.at;
+        }
+        // What was listed after a gap may owe its place to what is gone.
+        if record.get("listed") == "true" {
+            return None;
+        }
+        if name.ends_with("/master") {
+            return self.mastership(value, modified);
+        }
+        if let (Some(old), true) = (old, name.contains("/services/")) {
+            return Some(format!(
+                "{name} was overwritten: {} took over incarnation {}",
+                value, old.created
+            ));
+        }
+        self.fenced(name)
+    }
+
+    /// A put of the master key: by a registered life.
+    fn mastership(&mut self, value: &str, modified: i64) -> Option<String> {
+        let Ok(record) = serde_json::from_str::<MasterRecord>(value) else {
+            return Some(format!("the master key holds {value:?}"));
+        };
+        let epoch = Epoch {
+            generation: self.generation,
+            revision: modified,
+        };
+        self.owners.insert(epoch, record.id);
+        let seated = self
+            .registered()
+            .any(|(r, incarnation)| r.id == record.id && incarnation == record.incarnation.0);
+        (!seated).then(|| {
+            format!(
+                "{} took mastership while not registered as incarnation {}",
+                record.id, record.incarnation
+            )
+        })
+    }
+
+    /// A durable write names the epoch it was made under: it must be the one that holds the key.
+    fn fenced(&self, name: &str) -> Option<String> {
+        let (_, rest) = name.split_once("/journal/")?;
+        let under = super::trace::epoch(rest.split('/').next()?)?;
+        let holds = self.epoch();
+        (under != holds)
+            .then(|| format!("{name} was written while the key was under epoch {holds}"))
+    }
+
+    fn delete(&mut self, record: &Record) -> Option<String> {
+        self.keys.remove(record.get("key"));
+        self.rises(record.number("revision"))
+    }
+
+    /// Registered nodes with their incarnations.
+    pub fn registered(&self) -> impl Iterator<Item = (Registration, i64)> + '_ {
+        self.keys
+            .iter()
+            .filter(|(name, _)| name.contains("/services/"))
+            .filter_map(|(_, key)| {
+                let registration = serde_json::from_str(&key.value).ok()?;
+                Some((registration, key.created))
+            })
+    }
+
+    /// The lease-independent truth about mastership: the epoch of the key as it stands; NONE when absent.
+    pub fn epoch(&self) -> Epoch {
+        let key = self.keys.iter().find(|(name, _)| name.ends_with("/master"));
+        key.map_or(Epoch::NONE, |(_, key)| Epoch {
+            generation: self.generation,
+            revision: key.modified,
+        })
+    }
+
+    /// Who made this epoch, when that was seen.
+    pub fn owner(&self, epoch: Epoch) -> Option<NodeId> {
+        self.owners.get(&epoch).copied()
+    }
+
+    /// Keys with their values, for words to people.
+    pub fn keys(&self) -> impl Iterator<Item = (&String, &Key)> {
+        self.keys.iter()
+    }
+}
