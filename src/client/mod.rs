@@ -4,12 +4,14 @@
 //! A reader of stdout that went away (`troupe events -f | head`) ends the command quietly.
 
 mod api;
+mod doctor;
 mod follow;
 mod registry;
 mod say;
 mod show;
 mod submit;
 mod tasks;
+mod why;
 
 use std::time::{Duration, SystemTime};
 
@@ -99,6 +101,8 @@ async fn dispatch(api: &Api, screen: &Screen, command: Command) -> Result<(), Fa
             ];
             follow::records(api, screen, query("/v1/logs", &wanted), follow).await
         }
+        Command::Why(asked) => why::why(api, screen, asked).await,
+        Command::Doctor(settings) => doctor::doctor(api, screen, &settings).await,
         Command::Registry(RegistryCommand::Ls { prefix }) => {
             registry::list(api, screen, &prefix).await
         }
