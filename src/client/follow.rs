@@ -141,6 +141,7 @@ impl Places {
 /// What was shown lately.
 #[derive(Default)]
 struct Shown {
+    first: Option<u64>,
     newest: Option<u64>,
     seen: BTreeSet<(String, u64)>,
     order: VecDeque<(String, u64)>,
@@ -150,7 +151,8 @@ impl Shown {
     /// The stamp to go on after: a little earlier than the newest, since another node may have gathered in another order.
     fn resume(&self) -> Option<String> {
         let overlap = u64::try_from(OVERLAP.as_millis()).unwrap_or(0) << 16;
-        let from = self.newest?.saturating_sub(overlap);
+        // Nor from before the first one, which was left out on purpose.
+        let from = self.newest?.saturating_sub(overlap).max(self.first?);
         Some(format!("{from:016x}"))
     }
 
@@ -159,6 +161,7 @@ impl Shown {
             .as_str()
             .and_then(|t| u64::from_str_radix(t, 16).ok());
         self.newest = self.newest.max(stamp);
+        self.first = self.first.or(stamp);
         let (Some(node), Some(seq)) = (line["node_id"].as_str(), line["seq"].as_u64()) else {
             return true;
         };
@@ -264,7 +267,14 @@ mod tests {
         assert!(!shown.is_new(&line));
         assert!(shown.is_new(&json!({"node_id": "b", "seq": 7, "hlc": "0000000000000001"})));
         let from = u64::from_str_radix(&shown.resume().unwrap(), 16).unwrap();
-        assert_eq!((from >> 16, from & 0xffff), (95_000, 3));
+        assert_eq!(
+            from, stamp,
+            "what is before the first one was left out on purpose"
+        );
+        let later = format!("{:016x}", 200_000_u64 << 16);
+        assert!(shown.is_new(&json!({"node_id": "a", "seq": 8, "hlc": later})));
+        let from = u64::from_str_radix(&shown.resume().unwrap(), 16).unwrap();
+        assert_eq!(from >> 16, 195_000);
     }
 
     #[test]
