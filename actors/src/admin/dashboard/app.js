@@ -12,7 +12,7 @@ const scrub = document.getElementById('scrub');
 const PAGES = {
   cluster: { draw: () => cluster.draw(root), on: ['members', 'beat'] },
   actors: { draw: () => pages.actors(root), on: ['actors', 'beat'] },
-  tasks: { enter: (arg) => tasks.enter(root, arg), draw: () => tasks.draw(root), on: ['records', 'beat'] },
+  tasks: { enter: (arg) => tasks.enter(root, arg), draw: () => tasks.draw(root), beat: tasks.refresh, on: ['records'] },
   events: { enter: (arg) => pages.only(arg ?? ''), draw: () => pages.records(root, true), on: ['records'] },
   logs: { enter: (arg) => pages.only(arg ?? ''), draw: () => pages.records(root, false), on: ['records'] },
   registry: { draw: () => pages.registry(root), on: ['members', 'beat'] },
@@ -72,6 +72,7 @@ addEventListener('hashchange', () => { show(); root.focus({ preventScroll: true 
 onChange((what) => {
   if (what === 'contact') contact();
   scrubber();
+  if (what === 'beat' && !busy()) PAGES[shown()[0]].beat?.();
   if (PAGES[shown()[0]].on.includes(what) && !busy() && state.at === null) PAGES[shown()[0]].draw();
 });
 

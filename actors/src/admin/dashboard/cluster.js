@@ -11,7 +11,7 @@ export function draw(root) {
   const lead = master(p);
   const status = p.status ?? {};
   const registry = status.registry;
-  const counts = status.tasks ?? {};
+  const counts = status.tasks;
   root.replaceChildren(
     h('div', { class: 'cards' },
       card('master', lead ? lead.name : 'nobody leads', lead ? '' : 'bad'),
@@ -19,7 +19,7 @@ export function draw(root) {
       card('members', String(p.members.members.length)),
       card(`registry ${registry?.version ?? ''}`, registry ? (registry.up ? 'answers' : 'away') : '–', registry?.up ? 'ok' : 'bad'),
       card('lease remaining, as last told', span(registry?.lease_remaining_s)),
-      ...['queued', 'leased', 'done', 'failed', 'dead'].map((s) => card(`tasks ${s}`, String(counts[s] ?? '–'), s === 'dead' && counts[s] ? 'bad' : '')),
+      ...['queued', 'leased', 'done', 'failed', 'dead'].map((s) => card(`tasks ${s}`, counts ? String(counts[s] ?? 0) : '–', s === 'dead' && counts?.[s] ? 'bad' : '')),
       spark('finished a second, all nodes watched', state.rates, '/s'),
       spark('run time of finished tasks', state.runs, 'ms')),
     h('h2', {}, 'Map'), map(p, lead),

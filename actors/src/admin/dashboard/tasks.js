@@ -15,12 +15,20 @@ async function load() {
   if (form.state) query.set('state', form.state);
   if (form.job) query.set('job', form.job);
   try { form.page = await get(`/v1/tasks?${query}`); form.error = null; } catch (error) { form.page = null; form.error = error.message; }
-  draw(root);
+  if (location.hash.startsWith('#tasks')) draw(root);
+}
+
+// The list and the open task as they are now, unless somebody types, or looks at the past.
+export async function refresh() {
+  const typing = root?.contains(document.activeElement) && document.activeElement !== root;
+  if (!root || typing || state.at !== null) return;
+  if (form.one && ['queued', 'leased'].includes(form.one.state)) await open(form.one.id);
+  await load();
 }
 
 async function open(id) {
   try { form.one = await get(`/v1/tasks/${segment(id)}`); form.error = null; } catch (error) { form.error = error.message; }
-  draw(root);
+  if (location.hash.startsWith('#tasks')) draw(root);
 }
 
 export function draw(page) {
@@ -110,7 +118,7 @@ function one(t) {
 
 function submitForm() {
   const job = h('input', { type: 'text', name: 'job', value: 'multiply', required: true, 'aria-label': 'job' });
-  const input = h('input', { type: 'text', name: 'input', value: '42', required: true, 'aria-label': 'input, JSON' });
+  const input = h('input', { type: 'text', name: 'input', value: '{"number": 42}', required: true, 'aria-label': 'input, JSON' });
   const durable = h('input', { type: 'checkbox', checked: true });
   const send = async (event) => {
     event.preventDefault();
