@@ -137,6 +137,12 @@ pub enum Command {
         #[arg(long)]
         actor: Option<String>,
     },
+    /// The cluster as it changes, on this terminal; q leaves.
+    Top {
+        /// Draw once, as text, and leave.
+        #[arg(long)]
+        once: bool,
+    },
     /// Why things are as they are: the recorded evidence, in words.
     #[command(subcommand)]
     Why(WhyCommand),
