@@ -151,7 +151,9 @@ impl Browser {
         );
         self.wait(LONG, &format!("{words:?} on {page}"), &there);
         self.fits_a_phone(page);
-        if let Ok(dir) = std::env::var("TROUPE_SHOTS") {
+        // The first look at a page is kept, before the test has left its marks there.
+        let file = std::env::var("TROUPE_SHOTS").map(|dir| format!("{dir}/{page}.png"));
+        if let Some(file) = file.ok().filter(|f| !std::path::Path::new(f).exists()) {
             let shot = self.call("Page.captureScreenshot", json!({ "format": "png" }));
             let decoded = Command::new("base64")
                 .arg("-d")
@@ -164,7 +166,7 @@ impl Browser {
             let writer = std::thread::spawn(move || to.write_all(data.as_bytes()).unwrap());
             let png = decoded.wait_with_output().unwrap().stdout;
             writer.join().unwrap();
-            std::fs::write(format!("{dir}/{page}.png"), png).unwrap();
+            std::fs::write(file, png).unwrap();
         }
     }
 
