@@ -112,21 +112,21 @@ pub enum Command {
     /// The master's ledger.
     #[command(subcommand)]
     Tasks(TasksCommand),
-    /// What happens.
+    /// What happens at all nodes, merged.
     Events {
         /// Go on as it happens.
         #[arg(short, long)]
         follow: bool,
-        /// Only after this sequence number.
+        /// Only what the asked node recorded after this number of its own.
         #[arg(long, default_value_t = 0)]
         since: u64,
     },
-    /// The log of a node.
+    /// The log of all nodes, merged.
     Logs {
         /// Go on as it happens.
         #[arg(short, long)]
         follow: bool,
-        /// Of which node; the one that is asked when absent.
+        /// Of which node; all of them when absent.
         #[arg(long)]
         node: Option<String>,
         /// Least level.
@@ -139,6 +139,17 @@ pub enum Command {
         #[arg(long)]
         actor: Option<String>,
     },
+    /// The cluster as it changes, on this terminal; q leaves.
+    Top {
+        /// Draw once, as text, and leave.
+        #[arg(long)]
+        once: bool,
+    },
+    /// Why things are as they are: the recorded evidence, in words.
+    #[command(subcommand)]
+    Why(WhyCommand),
+    /// Checks the running cluster, and says what the configuration promises at worst.
+    Doctor(SettingArgs),
     /// The configuration as it would be used.
     Config {
         /// What to do with it.
@@ -163,6 +174,23 @@ pub enum How {
     Stop,
     /// It never returns.
     Hang,
+}
+
+/// `troupe why …`.
+#[derive(Debug, Subcommand)]
+pub enum WhyCommand {
+    /// Verdicts, suspicions, restarts and refusals of a node.
+    Node {
+        /// Its name; it may be gone.
+        name: String,
+    },
+    /// Elections, take-overs and resignations.
+    Master,
+    /// Where a task is, and why.
+    Task {
+        /// Its id.
+        id: String,
+    },
 }
 
 /// `troupe registry …`.

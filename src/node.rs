@@ -373,6 +373,8 @@ fn grow(node: Node, end: &UnboundedSender<End>) -> Grown {
         discovery.clone().recipient(),
     );
     transport_seed.settings = config.transport.clone();
+    // One clock stamps frames and records, so that records of cause and effect sort.
+    transport_seed.clock = node.events.clock();
     let discovery_seed = DiscoverySeed {
         settings: config.discovery.clone(),
         identity: identity.clone(),

@@ -1048,8 +1048,9 @@ async fn a_stream_resumes_after_the_last_event_id() {
     }
     node.log(json!({"event": "log", "msg": "a plain line"}));
     let mut reader = node.follow("/v1/events", &[("last-event-id", "2")]).await;
-    let third = "id: 3\ndata: {\"event\":\"task.created\",\"n\":3,\"seq\":3}\n\n";
-    assert_eq!(reader.next().await, third);
+    let third = reader.next().await;
+    assert!(third.starts_with("id: 3\ndata: {\"event\":\"task.created\",\"hlc\":\""));
+    assert!(third.ends_with("\",\"n\":3,\"seq\":3}\n\n"), "{third}");
     node.log(json!({"event": "task.done"}));
     assert!(reader.next().await.starts_with("id: 5\n"));
     assert_eq!(reader.next().await, ": still here\n\n");
@@ -1122,11 +1123,11 @@ async fn logs_are_filtered_by_level_actor_and_task() {
 }
 
 #[actix_rt::test]
-async fn a_snapshot_of_the_cluster_is_merged_by_time() {
+async fn a_snapshot_of_the_cluster_is_merged_by_the_nodes_clocks() {
     let (alpha, beta, _) = pair().await;
     for (node, second) in [(&alpha, 1), (&beta, 2), (&alpha, 3)] {
-        let ts = format!("2026-01-01T00:00:0{second}.000000Z");
-        node.log(json!({"event": "e", "ts": ts, "node": name_of(node.id)}));
+        let hlc = format!("000000000000000{second}");
+        node.log(json!({"event": "e", "hlc": hlc, "node": name_of(node.id)}));
     }
     let (_, body) = beta.get("/v1/events?follow=false").await;
     let records = body["records"].as_array().unwrap();
@@ -1139,6 +1140,62 @@ async fn a_snapshot_of_the_cluster_is_merged_by_time() {
     alpha.sees(&[ALPHA, GHOST], Some(ALPHA)).await;
     let (_, body) = alpha.get("/v1/events?follow=false").await;
     assert!(body["missing"]["ghost"].is_string());
+}
+
+/// A record of a node, stamped.
+fn stamped(node: &Node, event: &str, stamp: u64, peer: &str) -> Value {
+    let hlc = format!("{stamp:016x}");
+    json!({"event": event, "hlc": hlc, "node": name_of(node.id), "node_id": node.id.to_string(), "peer": peer})
+}
+
+#[actix_rt::test]
+async fn one_stream_has_the_records_of_all_nodes_in_order_and_goes_on_after_a_stamp() {
+    let (alpha, beta, _) = pair().await;
+    alpha.log(stamped(&alpha, "peer.added", 1, ""));
+    beta.log(stamped(&beta, "peer.added", 2, ""));
+    alpha.log(stamped(&alpha, "peer.removed", 3, ""));
+    let order = |text: &str| -> Vec<(String, u64)> {
+        let lines = text.lines().filter_map(|l| l.strip_prefix("data: "));
+        let fields = lines.map(|l| serde_json::from_str::<Value>(l).unwrap());
+        let pair = |f: Value| {
+            (
+                f["node"].as_str().unwrap().to_owned(),
+                f["seq"].as_u64().unwrap(),
+            )
+        };
+        fields.map(pair).collect()
+    };
+    let mut reader = alpha.follow("/v1/events?node=*", &[]).await;
+    let text = reader.next().await;
+    let all = [("alpha", 1), ("beta", 1), ("alpha", 2)].map(|(n, seq)| (n.to_owned(), seq));
+    assert_eq!(order(&text), all, "{text}");
+    beta.log(stamped(&beta, "peer.removed", 4, ""));
+    assert_eq!(order(&reader.next().await), [("beta".to_owned(), 2)]);
+    // At another node, from a stamp on.
+    let path = "/v1/events?node=*&after=0000000000000002";
+    let mut reader = beta.follow(path, &[]).await;
+    assert_eq!(order(&reader.next().await)[0], ("alpha".to_owned(), 2));
+}
+
+#[actix_rt::test]
+async fn why_tells_the_evidence_of_all_nodes_however_busy_they_were_since() {
+    let (alpha, beta, _) = pair().await;
+    beta.log(stamped(&beta, "peer.condemned", 1, "ghost"));
+    for _ in 0..200 {
+        beta.log(stamped(&beta, "task.finished", 2, ""));
+    }
+    let (status, body) = alpha.get("/v1/why/node/ghost").await;
+    assert_eq!(status, 200, "{body}");
+    assert!(
+        body["answer"][0]
+            .as_str()
+            .unwrap()
+            .contains("beta: condemned ghost"),
+        "{body}"
+    );
+    assert_eq!(body["answer"][1], "now: ghost is no member");
+    let answer = alpha.get("/v1/why/node/nobody").await;
+    assert_eq!(code(&answer), (404, "no_such_node"));
 }
 
 // ---- connections and lives

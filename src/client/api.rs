@@ -119,6 +119,11 @@ impl Api {
         })
     }
 
+    /// Where it is.
+    pub(super) fn url(&self) -> &str {
+        &self.url
+    }
+
     pub(super) async fn get(&self, path: &str) -> Result<Json, Failure> {
         self.get_within(path, ANSWER).await
     }
@@ -298,12 +303,18 @@ impl Lines {
     /// The next line; `None` when the stream ended or broke.
     pub(super) async fn next(&mut self) -> Option<Value> {
         loop {
-            while let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
+            if let Some(value) = self.next_or_sign().await? {
+                return Some(value);
+            }
+        }
+    }
+
+    /// The next line, `Some(None)` for an empty one (a sign of life), `None` when the stream ended or broke.
+    pub(super) async fn next_or_sign(&mut self) -> Option<Option<Value>> {
+        loop {
+            if let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = self.rest.drain(..=end).collect();
-                // An empty line is a sign of life.
-                if let Ok(value) = serde_json::from_slice(&line) {
-                    return Some(value);
-                }
+                return Some(serde_json::from_slice(&line).ok());
             }
             let frame = self.body.frame().await?.ok()?;
             if let Some(data) = frame.data_ref() {

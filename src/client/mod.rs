@@ -5,12 +5,15 @@
 
 mod api;
 mod bench;
+mod doctor;
 mod follow;
 mod registry;
 mod say;
 mod show;
 mod submit;
 mod tasks;
+mod top;
+mod why;
 
 use std::time::{Duration, SystemTime};
 
@@ -101,6 +104,9 @@ async fn dispatch(api: &Api, screen: &Screen, command: Command) -> Result<(), Fa
             ];
             follow::records(api, screen, query("/v1/logs", &wanted), follow).await
         }
+        Command::Top { once } => top::top(api, screen, once).await,
+        Command::Why(asked) => why::why(api, screen, asked).await,
+        Command::Doctor(settings) => doctor::doctor(api, screen, &settings).await,
         Command::Registry(RegistryCommand::Ls { prefix }) => {
             registry::list(api, screen, &prefix).await
         }

@@ -319,7 +319,7 @@ fn cut(text: &str, most: usize) -> String {
 }
 
 /// How long ago, roughly; nothing for what is no time.
-fn ago(rfc3339: &str, now: SystemTime) -> String {
+pub(super) fn ago(rfc3339: &str, now: SystemTime) -> String {
     match humantime::parse_rfc3339(rfc3339) {
         // Clocks of two machines differ: the future is now.
         Ok(then) => span(now.duration_since(then).unwrap_or_default()),

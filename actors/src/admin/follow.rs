@@ -14,8 +14,9 @@ use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::time::{Instant, sleep_until};
 
+use super::gazette::Reader;
 use super::office::Office;
-use crate::events::Record;
+use crate::events::{EventLog, Record};
 
 /// Bytes put into one chunk of a stream before it is handed on.
 const CHUNK: usize = 32 * 1024;
@@ -33,6 +34,8 @@ pub(crate) struct Filter {
     pub(crate) task: Option<String>,
     /// Whose event name starts with this.
     pub(crate) event: Option<String>,
+    /// Stamped after this.
+    pub(crate) after: Option<String>,
 }
 
 impl Filter {
@@ -50,6 +53,10 @@ impl Filter {
             && self.event.as_deref().is_none_or(begins)
             && equal("actor", &self.actor)
             && equal("task", &self.task)
+            && self
+                .after
+                .as_deref()
+                .is_none_or(|after| text("hlc") > Some(after))
     }
 }
 
@@ -71,7 +78,7 @@ impl Format {
     }
 
     /// One record; `id` is what a follower resumes from.
-    pub(crate) fn record(self, id: u64, fields: &Map<String, Value>) -> String {
+    pub(crate) fn record(self, id: impl std::fmt::Display, fields: &Map<String, Value>) -> String {
         let json = Value::Object(fields.clone());
         match self {
             // JSON text has no raw line break in it, so one data line is enough.
@@ -114,7 +121,11 @@ pub(crate) struct Kept {
 /// Reads the log from `since` on; all that is kept when absent. A number above the newest is from an earlier process:
 /// all that is kept is new to whoever asks.
 pub(crate) fn kept(office: &Office, since: Option<u64>) -> Kept {
-    let log = &office.seed.events;
+    kept_in(&office.seed.events, since)
+}
+
+/// The same of any log.
+pub(crate) fn kept_in(log: &EventLog, since: Option<u64>) -> Kept {
     let since = since.filter(|since| *since <= log.newest());
     let (records, coming) = log.since(since.unwrap_or(0));
     let missed = match (since, records.first()) {
@@ -138,6 +149,20 @@ pub(crate) fn stream(
     permit: OwnedSemaphorePermit,
 ) -> Body {
     let kept = kept(&office, since);
+    follow(office, kept, None, tail, filter, format, permit)
+}
+
+/// A stream of `kept` and what comes. Of a log whose records are numbered by their nodes (the whole cluster's), `life`
+/// is said beside the number, so that nobody resumes from the number of another life.
+pub(crate) fn follow(
+    office: Arc<Office>,
+    kept: Kept,
+    life: Option<Reader>,
+    tail: usize,
+    filter: Filter,
+    format: Format,
+    permit: OwnedSemaphorePermit,
+) -> Body {
     let mut backlog: VecDeque<_> = kept.records.into();
     backlog.retain(|record| filter.takes(record));
     backlog.drain(..backlog.len().saturating_sub(tail));
@@ -149,6 +174,7 @@ pub(crate) fn stream(
         notice,
         backlog,
         coming: kept.coming,
+        life,
         _permit: permit,
     };
     Body::from_stream(stream::unfold(follower, |mut follower| async {
@@ -168,6 +194,7 @@ struct Follower {
     notice: Option<String>,
     backlog: VecDeque<Arc<Record>>,
     coming: Receiver<Arc<Record>>,
+    life: Option<Reader>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -220,8 +247,16 @@ impl Follower {
     }
 
     fn write(&self, record: &Record, chunk: &mut String) {
-        if self.filter.takes(record) {
-            chunk.push_str(&self.format.record(record.seq, &numbered(record)));
+        if !self.filter.takes(record) {
+            return;
         }
+        let text = match &self.life {
+            None => self.format.record(record.seq, &numbered(record)),
+            Some(reader) => {
+                let id = format!("{:x}-{}", reader.life, record.seq);
+                self.format.record(id, &record.fields)
+            }
+        };
+        chunk.push_str(&text);
     }
 }

@@ -12,6 +12,8 @@
 //! | `office` | what handlers share: the picture, questions with a deadline, who a request belongs to |
 //! | `relay` | carrying a request to another node, and matching the answer |
 //! | `follow` | event and log streams |
+//! | `gazette` | the records of all members, in one order |
+//! | `why` ● | what the recorded decisions say of a node or the master, in words |
 //! | `routes/` | one file per group of routes |
 //! | `serve` ⇄ | connections: bounded in number and in patience |
 //! | `actor` ▶ | AdminActor |
@@ -39,6 +41,7 @@ use crate::worker::AskWorker;
 
 mod actor;
 mod follow;
+mod gazette;
 mod metrics;
 mod office;
 mod picture;
@@ -46,6 +49,7 @@ mod relay;
 mod reply;
 pub mod routes;
 mod serve;
+mod why;
 
 pub use actor::AdminActor;
 pub use office::{Life, Office};
@@ -181,6 +185,9 @@ pub struct StatusView {
     pub started_at: String,
     /// Since then, seconds.
     pub uptime_s: u64,
+    /// Its clock, RFC 3339.
+    #[serde(default)]
+    pub now: String,
     /// Which life of it; 0 while unregistered.
     pub incarnation: i64,
     /// Registry revision of its view.
@@ -413,6 +420,20 @@ pub struct RecordsView {
     #[serde(default)]
     pub missed: u64,
     /// Nodes that did not answer, and why.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub missing: BTreeMap<String, String>,
+}
+
+/// `GET /v1/why/node/{name}` and `GET /v1/why/master`: what was decided, and on which evidence.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WhyView {
+    /// What was asked.
+    pub question: String,
+    /// The answer, a sentence each, oldest first; the last one says how it stands now.
+    pub answer: Vec<String>,
+    /// The recorded decisions with their inputs, as logged.
+    pub records: Vec<serde_json::Map<String, serde_json::Value>>,
+    /// Nodes that did not answer, and why: their evidence is not in here.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub missing: BTreeMap<String, String>,
 }

@@ -21,6 +21,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::AdminSeed;
+use super::gazette::Gazette;
 use super::picture::Picture;
 use super::relay::{Call, CarryError, Relay};
 use super::reply::{Answer, ApiError, NOT_MASTER};
@@ -37,6 +38,7 @@ const AGAIN: Duration = Duration::from_millis(50);
 pub struct Office {
     pub(crate) seed: AdminSeed,
     pub(crate) relay: Relay,
+    pub(crate) gazette: Gazette,
     pub(crate) uploads: Semaphore,
     pub(crate) followers: Arc<Semaphore>,
     pub(crate) relayed: Semaphore,
@@ -79,6 +81,7 @@ impl Office {
         let relay = Relay::new(seed.send.clone(), settings.max_carried, rand::random());
         let office = Self {
             relay,
+            gazette: Gazette::new(),
             uploads: Semaphore::new(settings.max_uploads),
             followers: Arc::new(Semaphore::new(settings.max_followers)),
             relayed: Semaphore::new(settings.max_relayed),

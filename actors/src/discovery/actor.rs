@@ -240,12 +240,10 @@ impl DiscoveryActor {
         let registered = peer.registered.clone();
         let name = registered.registration.name.clone();
         let silent = now.saturating_duration_since(peer.heard);
-        log::warn!(target: "discovery", event = "peer.condemned", peer = name, incarnation = registered.incarnation.0, reason = evidence.as_str(), duration_ms = silent.as_millis() as u64, witnesses = peer.witnesses.len(); "verdict: dead");
-        let was_master = self
-            .view
-            .seated()
-            .is_some_and(|m| m.record.incarnation == registered.incarnation);
-        if was_master && evidence != Evidence::Hard {
+        let witnesses = peer.witnesses.len();
+        let (reached, of) = self.ballot().reach();
+        log::warn!(target: "discovery", event = "peer.condemned", peer = name, reason = evidence.as_str(), duration_ms = silent.as_millis() as u64, witnesses = witnesses, reached = reached, of = of, revision = self.view.revision, incarnation = registered.incarnation.0, was_master = self.leads(&registered); "verdict: dead");
+        if self.leads(&registered) && evidence != Evidence::Hard {
             self.election.soft_takeover(now);
         }
         let verdict = self.seed.registry.condemn.send(Condemn(registered));
@@ -335,9 +333,34 @@ impl DiscoveryActor {
         self.leading = Some(epoch);
         self.reborn_master = false;
         self.led_since = now();
-        log::info!(target: "discovery", event = "master.promoted", epoch = epoch.to_string(), members = self.view.members.len(); "this node is master now");
+        let ballot = self.ballot();
+        let (reached, of) = ballot.reach();
+        let candidates: Vec<_> = ballot
+            .ranked()
+            .iter()
+            .take(WARM)
+            .map(|c| self.describe(c))
+            .collect();
+        log::info!(target: "discovery", event = "master.promoted", epoch = epoch.to_string(), members = self.view.members.len(), revision = self.view.revision, reached = reached, of = of, candidates = candidates.join(", "); "this node is master now");
         self.seed.master.lead.do_send(Lead(epoch));
         self.beat(now());
+    }
+
+    /// A candidate with what it is ranked by.
+    fn describe(&self, candidate: &Candidate) -> String {
+        let name = match candidate.id == self.me() {
+            true => self.seed.identity.name(),
+            false => self.name_of(candidate.id),
+        };
+        format!(
+            "{name} (weight {}, incarnation {})",
+            candidate.weight, candidate.incarnation.0
+        )
+    }
+
+    fn leads(&self, registered: &crate::registry::session::Registered) -> bool {
+        let seated = self.view.seated();
+        seated.is_some_and(|m| m.record.incarnation == registered.incarnation)
     }
 
     fn stand_down(&mut self, why: Why, ctx: &mut Context<Self>) {

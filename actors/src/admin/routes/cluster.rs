@@ -17,7 +17,7 @@ use crate::admin::{MemberView, MembersView, RegistryView, StatusView, WorkerView
 use crate::cluster::Member;
 use crate::master::MasterSnapshot;
 use crate::registry::{AskRegistry, ListKeys, RegistrySnapshot};
-use crate::time::rfc3339;
+use crate::time::{rfc3339, unix_ms};
 use crate::worker::{AskWorker, WorkerSnapshot};
 
 /// How long a summary waits for the master's counts; it is useful without them.
@@ -59,6 +59,7 @@ async fn status_here(office: &Office) -> StatusView {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         started_at: rfc3339(seed.started_at),
         uptime_s: seed.started.elapsed().as_secs(),
+        now: rfc3339(unix_ms()),
         incarnation: cluster.incarnation.0,
         revision: cluster.revision,
         epoch: cluster.epoch.to_string(),
@@ -99,9 +100,22 @@ async fn counts(office: &Office) -> Option<MasterSnapshot> {
     ledger_within(office, false, COUNTS_WITHIN).await.ok()
 }
 
-/// `GET /v1/members`.
-pub(super) async fn members(State(office): State<Arc<Office>>) -> Answer {
-    let counts = counts(&office).await;
+/// `GET /v1/members[?node=]`: the view of the node that is asked, or of another one.
+pub(super) async fn members(
+    State(office): State<Arc<Office>>,
+    IsCarried(carried): IsCarried,
+    Params(at): Params<AtNode>,
+) -> Answer {
+    let call = |_| Call::get("/v1/members");
+    let local = members_here(&office, carried);
+    office
+        .at_node(carried, at.node.as_deref(), call, local)
+        .await
+}
+
+async fn members_here(office: &Office, carried: bool) -> Answer {
+    // Whoever carried this here has the counts from the master.
+    let counts = if carried { None } else { counts(office).await };
     let picture = office.picture();
     let members = picture.cluster.members.iter();
     ok(MembersView {

@@ -22,12 +22,14 @@ use super::office::Office;
 use super::reply::ApiError;
 use crate::wire::{ApiRequest, ApiResponse};
 
+mod assets;
 mod cluster;
 mod mastership;
 mod nodes;
 mod probes;
 mod records;
 mod tasks;
+mod why;
 
 /// Largest answer that is carried to another node, bytes: a frame's default cap less its head.
 const MAX_CARRIED_ANSWER: usize = 1000 * 1024;
@@ -35,6 +37,15 @@ const MAX_CARRIED_ANSWER: usize = 1000 * 1024;
 /// All routes over one office.
 pub fn router(office: Arc<Office>) -> Router {
     Router::new()
+        .route("/", get(assets::index))
+        .route("/app.css", get(assets::style))
+        .route("/app.js", get(assets::app))
+        .route("/live.js", get(assets::live))
+        .route("/parts.js", get(assets::parts))
+        .route("/cluster.js", get(assets::cluster))
+        .route("/tasks.js", get(assets::tasks))
+        .route("/pages.js", get(assets::pages))
+        .route("/openapi.json", get(assets::openapi))
         .route("/livez", get(probes::livez))
         .route("/readyz", get(probes::readyz))
         .route("/metrics", get(probes::metrics))
@@ -53,6 +64,8 @@ pub fn router(office: Arc<Office>) -> Router {
         .route("/v1/tasks/{id}/retry", post(tasks::retry))
         .route("/v1/events", get(records::events))
         .route("/v1/logs", get(records::logs))
+        .route("/v1/why/node/{name}", get(why::node))
+        .route("/v1/why/master", get(why::master))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .with_state(office)

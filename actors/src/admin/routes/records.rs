@@ -5,6 +5,8 @@
 //! | nothing special | this node's stream: what is kept after `since` (or `Last-Event-ID`), then what comes |
 //! | `?follow=false` | what is kept in the whole cluster, merged by time |
 //! | `?follow=false&since=N` | what this node keeps after its number N |
+//! | `?node=*` | the stream of the whole cluster, in the order of the hybrid logical clock; `?after=` a stamp resumes it at any node |
+//! | `?decisions=true` | (with `follow=false`) only what was decided, which is kept longer |
 //! | `?node=X` | the same of node X; a stream of another node is read from it in steps |
 
 use std::collections::BTreeMap;
@@ -24,6 +26,7 @@ use super::nodes::of_all;
 use super::{IsCarried, Params, escape};
 use crate::admin::RecordsView;
 use crate::admin::follow::{self, Filter, Format};
+use crate::admin::gazette;
 use crate::admin::office::{Office, Where, read_json, unreachable};
 use crate::admin::relay::Call;
 use crate::admin::reply::{Answer, ApiError, ok};
@@ -49,6 +52,8 @@ pub(super) struct Wanted {
     actor: Option<String>,
     task: Option<String>,
     event: Option<String>,
+    after: Option<String>,
+    decisions: Option<bool>,
 }
 
 /// `GET /v1/events`: records with a stable event name.
@@ -83,10 +88,17 @@ async fn records(
         return ok(snapshot(&office, &wanted, &filter));
     }
     let header = |name: &str| headers.get(name).and_then(|v| v.to_str().ok());
-    let resumed = header("last-event-id").and_then(|id| id.trim().parse().ok());
-    wanted.since = resumed.or(wanted.since);
+    let last = header("last-event-id").map(str::trim);
     let lines = header("accept").is_some_and(|a| a.contains("application/x-ndjson"));
     let format = if lines { Format::Lines } else { Format::Sse };
+    if wanted.node.as_deref() == Some("*") {
+        wanted.node = None;
+        if wanted.follow != Some(false) {
+            return of_the_cluster(office, &wanted, last, filter, format).await;
+        }
+    }
+    let resumed = last.and_then(|id| id.parse().ok());
+    wanted.since = resumed.or(wanted.since);
     let place = office.whose(wanted.node.as_deref())?;
     if wanted.follow == Some(false) {
         let view = match place {
@@ -116,6 +128,36 @@ async fn records(
             _permit: permit,
         }),
     };
+    Ok(streaming(format, body))
+}
+
+/// The stream of all members.
+async fn of_the_cluster(
+    office: Arc<Office>,
+    wanted: &Wanted,
+    last: Option<&str>,
+    filter: Filter,
+    format: Format,
+) -> Answer {
+    let permit = Arc::clone(&office.followers).try_acquire_owned();
+    let permit = permit.map_err(|_| ApiError::unavailable("busy", "too many followers", 5))?;
+    let all = |since| Wanted {
+        since,
+        limit: Some(DEFAULT_LIMIT),
+        ..Wanted::default()
+    };
+    let here = Arc::clone(&office);
+    let local = move |since| snapshot(&here, &all(since), &Filter::default());
+    let ask = move |office: Arc<Office>, id, since| async move {
+        let answer = fetch(&office, id, "it", &all(since), false).await;
+        answer.map_err(|why| why.message)
+    };
+    let reader = gazette::read(&office, local, ask);
+    office.gazette.round().await;
+    let since = last.and_then(|id| office.gazette.number(id));
+    let kept = follow::kept_in(office.gazette.log(), since);
+    let tail = wanted.limit.unwrap_or(usize::MAX);
+    let body = follow::follow(office, kept, Some(reader), tail, filter, format, permit);
     Ok(streaming(format, body))
 }
 
@@ -154,6 +196,7 @@ impl Wanted {
             actor: self.actor.clone(),
             task: self.task.clone(),
             event: self.event.clone(),
+            after: self.after.clone(),
         })
     }
 
@@ -166,12 +209,15 @@ impl Wanted {
         let route = if named { "events" } else { "logs" };
         let mut path = format!("/v1/{route}?follow=false&limit={}", self.limit());
         let since = self.since.map(|since| since.to_string());
+        let decisions = self.decisions.map(|wanted| wanted.to_string());
         for (key, value) in [
             ("since", &since),
             ("level", &self.level),
             ("actor", &self.actor),
             ("task", &self.task),
             ("event", &self.event),
+            ("after", &self.after),
+            ("decisions", &decisions),
         ] {
             if let Some(value) = value {
                 path.push_str(&format!("&{key}={}", escape(value)));
@@ -183,6 +229,17 @@ impl Wanted {
 
 /// The newest of what this node keeps, bounded.
 fn snapshot(office: &Office, wanted: &Wanted, filter: &Filter) -> RecordsView {
+    if wanted.decisions == Some(true) {
+        let decisions = office.seed.events.decisions();
+        let fitting = decisions.iter().filter(|record| filter.takes(record));
+        let all: Vec<_> = fitting.map(|record| follow::numbered(record)).collect();
+        let (records, missed) = newest(all, wanted.limit());
+        return RecordsView {
+            records,
+            missed,
+            missing: BTreeMap::new(),
+        };
+    }
     let kept = follow::kept(office, wanted.since);
     let fitting = kept.records.iter().filter(|record| filter.takes(record));
     let all: Vec<_> = fitting.map(|record| follow::numbered(record)).collect();
@@ -206,7 +263,17 @@ fn newest(mut records: Vec<Map<String, Value>>, limit: usize) -> (Vec<Map<String
     (records, cut as u64)
 }
 
-/// What all members keep, by time.
+/// What all members keep decided, about whatever: the evidence of `/v1/why`.
+pub(super) async fn decisions(office: &Office) -> RecordsView {
+    let wanted = Wanted {
+        decisions: Some(true),
+        limit: Some(MAX_LIMIT),
+        ..Wanted::default()
+    };
+    merged(office, &wanted, &Filter::default(), true).await
+}
+
+/// What all members keep, by their clocks.
 async fn merged(office: &Office, wanted: &Wanted, filter: &Filter, named: bool) -> RecordsView {
     let mut merged = snapshot(office, wanted, filter);
     let path = wanted.path(named);
@@ -225,12 +292,7 @@ async fn merged(office: &Office, wanted: &Wanted, filter: &Filter, named: bool) 
             }
         }
     }
-    let ts = |fields: &Map<String, Value>| {
-        let ts = fields.get("ts").and_then(Value::as_str);
-        ts.unwrap_or("").to_owned()
-    };
-    // RFC 3339 in UTC with one precision sorts as text; the sort is stable, so a node's own order stays.
-    merged.records.sort_by_cached_key(ts);
+    merged.records.sort_by_cached_key(gazette::order);
     let (records, cut) = newest(merged.records, wanted.limit());
     RecordsView {
         records,

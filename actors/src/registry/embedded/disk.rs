@@ -27,8 +27,9 @@ const MAX_GROUP: usize = 4096;
 
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 const LEASES: TableDefinition<i64, i64> = TableDefinition::new("leases");
-/// Key to create revision, mod revision, version, lease, value.
-const KEYS: TableDefinition<&[u8], (i64, i64, i64, i64, &[u8])> = TableDefinition::new("keys");
+/// Create revision, mod revision, version, lease, value.
+type Value<'a> = (i64, i64, i64, i64, &'a [u8]);
+const KEYS: TableDefinition<&[u8], Value<'_>> = TableDefinition::new("keys");
 
 /// Why the data cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -188,6 +189,7 @@ impl Disk {
     }
 }
 
+#[allow(clippy::result_large_err, reason = "once a start, or once for good")]
 fn begin(database: &Database, cluster_id: u64, revision: i64) -> Result<(), redb::Error> {
     let transaction = database.begin_write()?;
     {
@@ -270,6 +272,7 @@ fn write_all(
     }
 }
 
+#[allow(clippy::result_large_err, reason = "once a start, or once for good")]
 fn sync(database: &Database, group: &[Parcel]) -> Result<(), redb::Error> {
     let transaction = database.begin_write()?;
     {
