@@ -156,6 +156,11 @@ pub enum Command {
         #[command(subcommand)]
         command: ConfigCommand,
     },
+    /// A new cluster secret, in a new file that only its owner may read.
+    Keygen {
+        /// The file; an existing one is never overwritten.
+        file: PathBuf,
+    },
     /// Name, version, protocol.
     Version,
     /// Completions for a shell.

@@ -40,7 +40,18 @@ pub struct Config {
     pub worker: WorkerSettings,
     /// Restarts.
     pub supervision: SupervisionSettings,
+    /// TLS between nodes.
+    pub security: SecuritySettings,
     origins: BTreeMap<&'static str, Origin>,
+}
+
+/// `[security]`.
+#[derive(Clone, Debug, Default)]
+pub struct SecuritySettings {
+    /// The file with the cluster secret; `None`: no TLS between nodes.
+    pub secret_file: Option<String>,
+    /// A file with a further secret whose certificates are accepted, while secrets are rotated.
+    pub accept_secret_file: Option<String>,
 }
 
 /// `[node]`.
@@ -93,6 +104,7 @@ impl Config {
             master: MasterSettings::default(),
             worker: WorkerSettings::default(),
             supervision: SupervisionSettings::default(),
+            security: SecuritySettings::default(),
             origins: BTreeMap::new(),
         }
     }
@@ -274,6 +286,8 @@ keys! {
     "worker.recent" count(0, 1_000_000): worker.recent;
     "supervision.max_restarts" small(0, 1_000): supervision.max_restarts;
     "supervision.within" duration(100, 3_600_000): supervision.within;
+    "security.secret_file" optional_text: security.secret_file;
+    "security.accept_secret_file" optional_text: security.accept_secret_file;
 }
 
 /// How values are read from TOML or text, and shown.
@@ -607,6 +621,11 @@ const RULES: &[Rule] = &[
         &["node.bind", "node.admin"],
         "node.bind and node.admin must not be the same port",
         |c| c.node.bind.port() != c.admin().port(),
+    ),
+    (
+        &["security.secret_file", "security.accept_secret_file"],
+        "security.accept_secret_file needs security.secret_file: without a secret of its own a node speaks no TLS",
+        |c| c.security.secret_file.is_some() || c.security.accept_secret_file.is_none(),
     ),
 ];
 

@@ -7,6 +7,7 @@ mod config;
 mod dev;
 mod logging;
 mod node;
+mod security;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -54,6 +55,7 @@ fn run(cli: Cli) -> u8 {
             node::serve_registry(listen, data_dir.as_deref(), dev_child)
         }
         Command::Config { command } => configuration(command, json),
+        Command::Keygen { file } => security::keygen(&file),
         Command::Version => {
             version(json);
             0

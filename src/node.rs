@@ -38,7 +38,8 @@ use troupe_actors::supervisor::{
     install_panic_hook, mailbox,
 };
 use troupe_actors::transport::actor::{TransportActor, TransportSeed};
-use troupe_actors::transport::{Desks, Listener};
+use troupe_actors::transport::tls::{Tls, TlsNetwork};
+use troupe_actors::transport::{Desks, Listener, TcpNetwork};
 use troupe_actors::wire::PROTOCOL_VERSION;
 use troupe_actors::worker::DrainWorker;
 use troupe_actors::worker::actor::{WorkerActor, WorkerSeed};
@@ -46,6 +47,7 @@ use troupe_actors::worker::actor::{WorkerActor, WorkerSeed};
 use crate::advertise;
 use crate::config::Config;
 use crate::logging;
+use crate::security;
 
 /// Supervision gave up, or the master hung.
 const EXIT_GAVE_UP: u8 = 70;
@@ -174,6 +176,7 @@ struct Node {
     /// The same registry over connections of their own: the journal's bulk holds up no lease and no verdict.
     journal: Arc<dyn Backend>,
     jobs: Jobs,
+    tls: Option<Arc<Tls>>,
     spawner: Arc<ArbiterSpawner>,
 }
 
@@ -205,6 +208,10 @@ impl Node {
         let journal = EtcdBackend::new(endpoints, timeouts).map_err(bad)?;
         let jobs = jobs(&config);
         let id = NodeId::random(&mut rand::rng());
+        let tls = security::tls(&config, id)?;
+        if tls.is_none() && !bind.ip().is_loopback() {
+            log::warn!(target: "node", event = "security.plain", address = bind.to_string(), key = "security.secret_file"; "nodes speak in the clear: anybody who reaches this port can join; make a secret with troupe keygen");
+        }
         let registration = registration(&config, id, &advertised, admin_address, &jobs);
         let name = Arc::new(Mutex::new(registration.name.clone()));
         logging::set_node(Arc::clone(&name), &id.to_string());
@@ -224,6 +231,7 @@ impl Node {
             backend: Arc::new(backend),
             journal: Arc::new(journal),
             jobs,
+            tls,
             spawner: Arc::new(ArbiterSpawner::new()),
         })
     }
@@ -375,6 +383,10 @@ fn grow(node: Node, end: &UnboundedSender<End>) -> Grown {
     transport_seed.settings = config.transport.clone();
     // One clock stamps frames and records, so that records of cause and effect sort.
     transport_seed.clock = node.events.clock();
+    if let Some(tls) = &node.tls {
+        transport_seed.network = Arc::new(TlsNetwork::new(Arc::new(TcpNetwork), Arc::clone(tls)));
+        transport_seed.tls = Some(Arc::clone(tls));
+    }
     let discovery_seed = DiscoverySeed {
         settings: config.discovery.clone(),
         identity: identity.clone(),

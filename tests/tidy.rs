@@ -199,7 +199,15 @@ fn the_documented_defaults_are_the_defaults() {
                     .is_some_and(|(key, _)| key.chars().all(|c| c.is_ascii_lowercase() || c == '_'))
             });
             // Examples, not defaults: what these are without a setting depends on the machine.
-            let example = ["name =", "advertise", "interface", "admin =", "tags ="];
+            let example = [
+                "name =",
+                "advertise",
+                "interface",
+                "admin =",
+                "tags =",
+                "secret_file =",
+                "accept_secret_file =",
+            ];
             let setting = setting.filter(|l| !example.iter().any(|e| l.starts_with(e)));
             format!("{}\n", setting.unwrap_or(line))
         })

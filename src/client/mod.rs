@@ -120,6 +120,7 @@ async fn dispatch(api: &Api, screen: &Screen, command: Command) -> Result<(), Fa
         | Command::Run(_)
         | Command::Registry(RegistryCommand::Serve { .. })
         | Command::Config { .. }
+        | Command::Keygen { .. }
         | Command::Version
         | Command::Completions { .. } => Err(Failure::Usage(
             "this command asks no node; it is done elsewhere".to_owned(),

@@ -66,6 +66,8 @@ pub struct TransportSeed {
     pub listener: Listener,
     /// How to reach others.
     pub network: Arc<dyn Network>,
+    /// TLS for those who dial us; `None`: plain. The network does it for our own dials.
+    pub tls: Option<Arc<super::tls::Tls>>,
     /// Told at the start of each life; answers with [`Incarnated`] and [`Peers`].
     pub reborn: Recipient<TransportReborn>,
     /// Told when a higher epoch was heard.
@@ -98,6 +100,7 @@ impl TransportSeed {
             desks,
             listener,
             network: Arc::new(TcpNetwork),
+            tls: None,
             reborn,
             epoch_seen,
             clock: HybridClock::default(),
@@ -624,6 +627,7 @@ async fn receive(
     slots: Arc<Semaphore>,
     within: Duration,
     to: Recipient<Caller>,
+    tls: Option<Arc<super::tls::Tls>>,
 ) {
     // The life before may still hold it for a moment.
     let mut port = port.lock().await;
@@ -634,7 +638,7 @@ async fn receive(
             Some(_) = handshakes.join_next() => {}
             Some(incoming) = port.recv() => match Arc::clone(&slots).try_acquire_owned() {
                 Ok(slot) => {
-                    handshakes.spawn_local(listen_to(incoming, within, to.clone(), slot));
+                    handshakes.spawn_local(listen_to(incoming, within, to.clone(), slot, tls.clone()));
                 }
                 Err(_) => {
                     log::debug!(target: "transport", address:display = incoming.remote; "too many handshakes at once: closed");
@@ -650,11 +654,21 @@ async fn listen_to(
     within: Duration,
     to: Recipient<Caller>,
     slot: OwnedSemaphorePermit,
+    tls: Option<Arc<super::tls::Tls>>,
 ) {
     let remote = incoming.remote;
     let Ok(mut stream) = (incoming.open)() else {
         return;
     };
+    if let Some(tls) = tls {
+        stream = match tls.accept(stream, within).await {
+            Ok(stream) => stream,
+            Err(why) => {
+                log::debug!(target: "transport", event = "session.refused", address:display = remote, reason = why.as_str(); "TLS handshake failed");
+                return;
+            }
+        };
+    }
     let hello = match session::read_greeting(&mut stream.reader, within).await {
         Ok(Greeting::Hello(hello)) => Ok(hello),
         Err(GreetingError::Bad(HandshakeError::OtherVersion { theirs })) => Err(theirs),
@@ -711,7 +725,8 @@ impl Actor for TransportActor {
         let port = Arc::clone(&self.seed.listener.incoming);
         let within = settings.handshake_timeout;
         let to = ctx.address().recipient();
-        self.spawn(receive(port, slots, within, to));
+        let tls = self.seed.tls.clone();
+        self.spawn(receive(port, slots, within, to, tls));
         self.seed.reborn.do_send(TransportReborn);
     }
 }

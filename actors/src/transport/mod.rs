@@ -26,6 +26,7 @@ pub mod memory;
 mod session;
 pub mod sessions;
 pub mod tcp;
+pub mod tls;
 
 use std::any::Any;
 use std::future::Future;

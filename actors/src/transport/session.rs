@@ -284,7 +284,12 @@ async fn write(
     let mut chunk = first;
     loop {
         if !chunk.is_empty() {
-            match timeout(limit, writer.write_all(&chunk)).await {
+            // Under TLS what is written may stay in a buffer until it is flushed.
+            let writing = async {
+                writer.write_all(&chunk).await?;
+                writer.flush().await
+            };
+            match timeout(limit, writing).await {
                 Ok(Ok(())) => {}
                 Ok(Err(why)) => return Err(format!("writing failed: {why}")),
                 Err(_) => return Err(format!("it took no byte for {limit:?}")),
@@ -500,7 +505,8 @@ pub(super) async fn greet(
         })?;
         hello_is_out.store(true, Ordering::Relaxed);
         let asked = async {
-            if stream.writer.write_all(&hello).await.is_err() {
+            let said = stream.writer.write_all(&hello).await;
+            if said.is_err() || stream.writer.flush().await.is_err() {
                 return Err(GreetingError::Closed);
             }
             read_greeting(&mut stream.reader, settings.handshake_timeout).await
