@@ -205,6 +205,7 @@ fn the_documented_defaults_are_the_defaults() {
                 "interface",
                 "admin =",
                 "tags =",
+                "data_dir =",
                 "secret_file =",
                 "accept_secret_file =",
             ];
