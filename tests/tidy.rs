@@ -21,6 +21,7 @@ const CORES: &[&str] = &[
     "actors/src/master/journal.rs",
     "actors/src/master/ledger.rs",
     "actors/src/master/ledger/handing.rs",
+    "actors/src/master/ledger/keeping.rs",
     "actors/src/master/ledger/reading.rs",
     "actors/src/master/ledger/wishes.rs",
     "actors/src/master/legacy.rs",

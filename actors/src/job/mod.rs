@@ -4,6 +4,7 @@
 //! limit; its deadline and a cancellation reach it through the [`JobContext`]. Asked of a job: be safe to run more than
 //! once (tasks are executed at least once, recorded exactly once), and never block the thread.
 
+pub mod exec;
 pub mod multiply;
 pub mod noop;
 
@@ -40,7 +41,7 @@ pub enum JobError {
 /// A kind of work: JSON bytes in, JSON bytes out.
 pub trait Job: Send + Sync + 'static {
     /// Its name in `submit` and in registrations.
-    fn name(&self) -> &'static str;
+    fn name(&self) -> &str;
     /// Does one attempt. A panic inside counts as [`JobError::Retry`].
     fn run(&self, input: Bytes, context: JobContext)
     -> BoxFuture<'static, Result<Bytes, JobError>>;

@@ -51,7 +51,7 @@ fn multiply(input: &[u8]) -> Result<Bytes, JobError> {
 }
 
 impl Job for Multiply {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "multiply"
     }
 

@@ -10,7 +10,7 @@ use super::{Job, JobContext, JobError};
 pub struct Noop;
 
 impl Job for Noop {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "noop"
     }
 
