@@ -1,7 +1,7 @@
 //! Chance, from one place: the system's in production, a seed's in a simulation.
 //!
 //! Who makes choices for long holds a generator of its own; who needs one draw now and then asks here, so that a
-//! simulation can replace the source by [`seed`] and the same seed gives the same run.
+//! simulation can replace the source by `seed` and the same seed gives the same run.
 
 use rand::rngs::StdRng;
 

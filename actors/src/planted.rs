@@ -1,7 +1,7 @@
 //! Bugs on purpose: what the tests must be able to catch. None exists outside of builds with the feature `testkit`.
 //!
 //! Where production code asks [`is`], the answer is `false` at build time unless `testkit` is on; then at most one bug is
-//! in place at a time, chosen on the thread by [`plant`] or for a whole process by `TROUPE_PLANTED`. [`BUGS`] names all,
+//! in place at a time, chosen on the thread by `plant` or for a whole process by `TROUPE_PLANTED`. `BUGS` names all,
 //! with what each does; `docs/testing.md` shows which invariant caught each and how soon.
 
 /// Whether this bug is in place.

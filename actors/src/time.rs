@@ -1,6 +1,6 @@
 //! Time, from one place: the two clocks of a node, and unix milliseconds as people read them.
 //!
-//! Both clocks follow a simulation: the monotonic one because it is the runtime's, the wall clock by [`simulate_wall`].
+//! Both clocks follow a simulation: the monotonic one because it is the runtime's, the wall clock by `simulate_wall`.
 
 /// RFC 3339 with milliseconds, UTC. The days are counted by Howard Hinnant's `civil_from_days`.
 pub fn rfc3339(unix_ms: u64) -> String {
