@@ -200,7 +200,8 @@ fn hunt(bug: &'static str, seeds: u64, times: usize) -> Vec<(u64, u8)> {
 #[test]
 fn a_few_planted_bugs_are_caught_at_once() {
     for bug in [
-        "never-suspects",
+        "deletes-ignored",
+        "same-attempt-again",
         "credit-lost",
         "one-restart-too-few",
         "impatient",
