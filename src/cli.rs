@@ -161,6 +161,13 @@ pub enum Command {
         /// The file; an existing one is never overwritten.
         file: PathBuf,
     },
+    /// Runs a job's command and ends it with the node.
+    #[command(hide = true)]
+    ExecGuard {
+        /// Program and arguments.
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
     /// Name, version, protocol.
     Version,
     /// Completions for a shell.

@@ -3,6 +3,8 @@
 //! Precedence: flags > environment > file > defaults. An unknown key, a wrong unit or a contradiction is one error that names
 //! where it stands, the key, the value and the rule.
 
+mod jobs;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
@@ -11,6 +13,7 @@ use std::time::Duration;
 
 use toml::Value;
 use troupe_actors::discovery::DiscoverySettings;
+use troupe_actors::job::exec::ExecSettings;
 use troupe_actors::master::{BalancerKind, GeneratorSettings, MasterSettings, MasterWorks};
 use troupe_actors::registry::RegistrySettings;
 use troupe_actors::supervisor::SupervisionSettings;
@@ -42,7 +45,10 @@ pub struct Config {
     pub supervision: SupervisionSettings,
     /// TLS between nodes.
     pub security: SecuritySettings,
+    /// Commands as jobs, by name; from the file alone.
+    pub jobs: BTreeMap<String, ExecSettings>,
     origins: BTreeMap<&'static str, Origin>,
+    jobs_from: Option<(PathBuf, String)>,
 }
 
 /// `[security]`.
@@ -105,7 +111,9 @@ impl Config {
             worker: WorkerSettings::default(),
             supervision: SupervisionSettings::default(),
             security: SecuritySettings::default(),
+            jobs: BTreeMap::new(),
             origins: BTreeMap::new(),
+            jobs_from: None,
         }
     }
 }
@@ -447,7 +455,16 @@ fn read_file(config: &mut Config, path: &Path) -> Result<(), ConfigError> {
     let unreadable = |err| ConfigError::Unreadable(path.to_owned(), err);
     let text = std::fs::read_to_string(path).map_err(unreadable)?;
     let not_toml = |err: toml::de::Error| ConfigError::NotToml(path.to_owned(), err.to_string());
-    let table: toml::Table = toml::from_str(&text).map_err(not_toml)?;
+    let mut table: toml::Table = toml::from_str(&text).map_err(not_toml)?;
+    if let Some(commands) = table.remove("jobs") {
+        config.jobs = jobs::read(&commands).map_err(|(key, value, rule)| ConfigError::Bad {
+            origin: Origin::File(path.to_owned(), line_of(&text, &key)),
+            key,
+            value,
+            rule,
+        })?;
+        config.jobs_from = Some((path.to_owned(), text.clone()));
+    }
     for (key, value) in flatten(&table) {
         let line = line_of(&text, &key);
         set(config, &key, &value, Origin::File(path.to_owned(), line))?;
@@ -518,6 +535,14 @@ fn read_environment(
 }
 
 fn set(config: &mut Config, key: &str, value: &Value, origin: Origin) -> Result<(), ConfigError> {
+    if key == "jobs" || key.starts_with("jobs.") || key.starts_with("jobs_") {
+        return Err(ConfigError::Bad {
+            origin,
+            key: key.to_owned(),
+            value: value.to_string(),
+            rule: "in config.toml: commands come from nowhere else".to_owned(),
+        });
+    }
     let Some(known) = KEYS.iter().find(|k| k.name == key) else {
         return Err(ConfigError::Unknown {
             origin,
@@ -649,10 +674,16 @@ impl Config {
     }
 
     /// Every key with its value in TOML and its origin, in the order of `config.toml`.
-    pub fn shown(&self) -> Vec<(&'static str, String, Origin)> {
-        KEYS.iter()
-            .map(|k| (k.name, (k.get)(self), self.origin(k.name)))
-            .collect()
+    pub fn shown(&self) -> Vec<(String, String, Origin)> {
+        let keys = KEYS.iter();
+        let keys = keys.map(|k| (k.name.to_owned(), (k.get)(self), self.origin(k.name)));
+        let jobs = jobs::shown(&self.jobs).into_iter();
+        let jobs = jobs.map(|(key, value)| {
+            let from = self.jobs_from.as_ref();
+            let from = from.map(|(path, text)| Origin::File(path.clone(), line_of(text, &key)));
+            (key, value, from.unwrap_or(Origin::Default))
+        });
+        keys.chain(jobs).collect()
     }
 }
 
@@ -764,6 +795,58 @@ mod tests {
         );
     }
 
+    fn with_file(text: &str) -> Result<Config, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.toml");
+        std::fs::write(&path, text).unwrap();
+        let told = Told {
+            file: Some(path),
+            values: Vec::new(),
+        };
+        load(&told, std::iter::empty()).map_err(|err| err.to_string())
+    }
+
+    #[test]
+    fn jobs_are_commands_of_the_file_and_of_nothing_else() {
+        let config = with_file(
+            "[jobs.thumbnail]\ncommand = [\"convert\", \"-\"]\ntimeout = \"5s\"\nretry_on = [75, 1]\n",
+        );
+        let config = config.unwrap();
+        let job = &config.jobs["thumbnail"];
+        assert_eq!(job.command, ["convert", "-"]);
+        assert_eq!(job.timeout, Some(Duration::from_secs(5)));
+        let shown = config.shown();
+        let (_, value, from) = shown
+            .iter()
+            .find(|s| s.0 == "jobs.thumbnail.timeout")
+            .unwrap();
+        assert_eq!(value, "\"5s\"");
+        assert!(from.to_string().ends_with("config.toml:3"), "{from}");
+        for (text, words) in [
+            ("[jobs.noop]\ncommand = [\"x\"]", ["jobs.noop", "built in"]),
+            ("[jobs.x]\ntimeout = \"5s\"", ["jobs.x", "with a command"]),
+            (
+                "[jobs.x]\ncommand = \"rm -rf /\"",
+                [":2: `jobs.x.command`", "no shell"],
+            ),
+            (
+                "[jobs.x]\ncommnd = [\"x\"]",
+                ["jobs.x.commnd", "one of command"],
+            ),
+            (
+                "[jobs.x]\ncommand = [\"x\"]\nretry_on = [0]",
+                [":3: ", "1 to 255"],
+            ),
+        ] {
+            let err = with_file(text).unwrap_err();
+            for word in words {
+                assert!(err.contains(word), "{err:?} does not say {word:?}");
+            }
+        }
+        let err = with(&[("jobs.x.command", "[\"x\"]")]).unwrap_err();
+        assert!(err.contains("commands come from nowhere else"), "{err}");
+    }
+
     #[test]
     fn what_is_shown_can_be_read_again() {
         let shown = with(&[]).unwrap().shown();
@@ -773,7 +856,7 @@ mod tests {
             }
             let value: toml::Table = toml::from_str(&format!("v = {value}")).unwrap();
             let mut config = Config::defaults();
-            set(&mut config, name, &value["v"], Origin::Default).unwrap();
+            set(&mut config, &name, &value["v"], Origin::Default).unwrap();
         }
     }
 }

@@ -23,6 +23,7 @@ use troupe_actors::discovery::actor::{
 use troupe_actors::events::EventLog;
 use troupe_actors::id::NodeId;
 use troupe_actors::job::Jobs;
+use troupe_actors::job::exec::Exec;
 use troupe_actors::job::multiply::Multiply;
 use troupe_actors::job::noop::Noop;
 use troupe_actors::master::MasterPulse;
@@ -58,6 +59,8 @@ const EMBEDDED: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCA
 /// Actors that carry the answer to an operator, and how long it may take.
 const CARRIERS: [&str; 2] = ["transport", "admin"];
 const CARRIER_GRACE: Duration = Duration::from_millis(50);
+/// This program, also after its file was replaced, and the words that make it the guard of a command.
+const EXEC_GUARD: [&str; 3] = ["/proc/self/exe", "exec-guard", "--"];
 /// Messages that wait for an actor before a sender is held back.
 const MAILBOX: usize = 1024;
 
@@ -139,16 +142,16 @@ enum End {
 }
 
 /// `troupe run`: until it is told to stop or cannot go on; answers the exit code.
-pub fn run(config: Config, events: EventLog) -> u8 {
+pub fn run(config: Config, events: EventLog, jobs: Jobs) -> u8 {
     install_panic_hook();
-    let code = block_on(start(config, events));
+    let code = block_on(start(config, events, jobs));
     log::logger().flush();
     // Arbiters may hang for ever: nothing waits for them.
     std::process::exit(i32::from(code))
 }
 
-async fn start(config: Config, events: EventLog) -> u8 {
-    let node = match Node::prepare(config, events).await {
+async fn start(config: Config, events: EventLog, jobs: Jobs) -> u8 {
+    let node = match Node::prepare(config, events, jobs).await {
         Ok(node) => node,
         Err(why) => {
             log::error!(target: "node", event = "config.rejected", reason = why.as_str(); "this node cannot start");
@@ -181,7 +184,7 @@ struct Node {
 }
 
 impl Node {
-    async fn prepare(mut config: Config, events: EventLog) -> Result<Self, String> {
+    async fn prepare(mut config: Config, events: EventLog, own: Jobs) -> Result<Self, String> {
         let bind = config.node.bind;
         let listener = Listener::bind(&bind.to_string())
             .await
@@ -206,7 +209,7 @@ impl Node {
         let timeouts = config.registry.timeouts;
         let backend = EtcdBackend::new(endpoints.clone(), timeouts).map_err(bad)?;
         let journal = EtcdBackend::new(endpoints, timeouts).map_err(bad)?;
-        let jobs = jobs(&config);
+        let jobs = all_jobs(&config, own);
         let id = NodeId::random(&mut rand::rng());
         let tls = security::tls(&config, id)?;
         if tls.is_none() && !bind.ip().is_loopback() {
@@ -238,13 +241,14 @@ impl Node {
 }
 
 /// The kinds of work this binary knows.
-fn jobs(config: &Config) -> Jobs {
-    Jobs::default()
-        .with(Multiply::new(
-            config.worker.delay_min,
-            config.worker.delay_max,
-        ))
-        .with(Noop)
+fn all_jobs(config: &Config, own: Jobs) -> Jobs {
+    let (min, max) = (config.worker.delay_min, config.worker.delay_max);
+    let mut jobs = Jobs::default().with(Multiply::new(min, max)).with(Noop);
+    for (name, settings) in &config.jobs {
+        let guard = EXEC_GUARD.map(str::to_owned);
+        jobs = jobs.with(Exec::new(name, settings.clone(), &guard));
+    }
+    jobs.with_all(own)
 }
 
 fn registration(

@@ -119,6 +119,7 @@ messages! {
     26 HandOver Bulk Master
     27 Shadow Bulk Master
     28 Started Bulk Master
+    29 Progress Bulk Master
     40 ApiRequest Control Admin
     41 ApiResponse Bulk Admin
 }
@@ -348,6 +349,17 @@ pub struct Started {
     pub epoch: Epoch,
     /// Which attempts.
     pub attempts: Vec<AttemptId>,
+}
+
+/// Worker to master: this attempt is getting on, and may take its time-out anew.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Progress {
+    /// The master's epoch.
+    pub epoch: Epoch,
+    /// Which attempt.
+    pub attempt: AttemptId,
+    /// How far it is, in the job's own words.
+    pub told: String,
 }
 
 /// Worker to master: these ended; and this much more credit.

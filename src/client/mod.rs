@@ -7,6 +7,7 @@ mod api;
 mod bench;
 mod doctor;
 mod follow;
+mod handle;
 mod registry;
 mod say;
 mod show;
@@ -25,6 +26,7 @@ use troupe_actors::admin::{
 use troupe_actors::discovery::NewMaster;
 
 use self::api::{Api, Failure, Json, query, segment};
+pub use self::handle::{Client, ClientError, Task};
 use self::say::Screen;
 pub use self::say::say;
 use crate::cli::{Command, How, RegistryCommand, TasksCommand};
@@ -118,6 +120,7 @@ async fn dispatch(api: &Api, screen: &Screen, command: Command) -> Result<(), Fa
         }
         Command::Dev(_)
         | Command::Run(_)
+        | Command::ExecGuard { .. }
         | Command::Registry(RegistryCommand::Serve { .. })
         | Command::Config { .. }
         | Command::Keygen { .. }

@@ -13,9 +13,9 @@ use super::{read, show};
 /// Tasks asked for at once.
 const PAGE: usize = 500;
 /// The longest a node waits in one request…
-const ROUND: Duration = Duration::from_secs(30);
+pub(super) const ROUND: Duration = Duration::from_secs(30);
 /// …and what the request may take beyond.
-const MARGIN: Duration = Duration::from_secs(15);
+pub(super) const MARGIN: Duration = Duration::from_secs(15);
 
 /// `troupe tasks ls`: pages until there are enough.
 pub(super) async fn list(

@@ -22,9 +22,9 @@ use futures_util::future::BoxFuture;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
-use tokio::sync::Semaphore;
 
 use super::{Job, JobContext, JobError};
+use crate::id::AttemptId;
 use crate::wire::MAX_PAYLOAD;
 
 /// Of stderr the end is kept: what went wrong is usually said last.
@@ -74,7 +74,6 @@ pub struct Exec {
     settings: Arc<ExecSettings>,
     /// This binary and the words that make it the guard.
     guard: Arc<[String]>,
-    room: Arc<Semaphore>,
 }
 
 impl Exec {
@@ -82,7 +81,6 @@ impl Exec {
     pub fn new(name: &str, settings: ExecSettings, guard: &[String]) -> Self {
         Self {
             name: name.to_owned(),
-            room: Arc::new(Semaphore::new(settings.concurrency)),
             settings: Arc::new(settings),
             guard: guard.into(),
         }
@@ -94,6 +92,10 @@ impl Job for Exec {
         &self.name
     }
 
+    fn concurrency(&self) -> Option<usize> {
+        Some(self.settings.concurrency)
+    }
+
     fn run(
         &self,
         input: Bytes,
@@ -101,9 +103,6 @@ impl Job for Exec {
     ) -> BoxFuture<'static, Result<Bytes, JobError>> {
         let this = self.clone();
         Box::pin(async move {
-            let Ok(_room) = this.room.acquire().await else {
-                return Err(JobError::Retry("this node is ending".to_owned()));
-            };
             let limit = this.settings.timeout.unwrap_or(Duration::MAX);
             let mut group = Group(Some(this.spawn(&context)?));
             match tokio::time::timeout(limit, this.converse(&mut group, input)).await {
@@ -124,7 +123,7 @@ impl Exec {
             .guard
             .split_first()
             .ok_or_else(|| cannot("there is no guard to run it under".to_owned()))?;
-        let attempt = context.attempt.attempt;
+        let AttemptId { task, attempt } = context.attempt();
         let mut command = Command::new(program);
         command
             .args(words)
@@ -136,10 +135,13 @@ impl Exec {
                     .filter_map(|key| Some((key, std::env::var_os(key)?))),
             )
             .envs(&settings.env)
-            .env("TROUPE_TASK", context.attempt.task.to_string())
+            .env("TROUPE_TASK", task.to_string())
             .env("TROUPE_ATTEMPT", attempt.n.to_string())
-            .env("TROUPE_FENCE", attempt.to_string())
-            .env("TROUPE_TIMEOUT_MS", context.timeout.as_millis().to_string())
+            .env("TROUPE_FENCE", context.fence())
+            .env(
+                "TROUPE_TIMEOUT_MS",
+                context.timeout().as_millis().to_string(),
+            )
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());

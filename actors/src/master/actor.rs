@@ -38,7 +38,7 @@ use crate::time::unix_ms;
 use crate::transport::{Inbound, Send, SendError};
 use crate::wire::{
     Acknowledge, Assign, Cancel, Envelope, Fenced, HandBack, HandOver, LedgerEntry, Message,
-    Report, Started, TaskResult, TaskSpec, batches,
+    Progress, Report, Started, TaskResult, TaskSpec, batches,
 };
 
 pub use recorder::JournalSeed;
@@ -534,6 +534,7 @@ impl MasterActor {
             }
             Message::HandBack(back) => self.handed_back(back),
             Message::Started(started) => self.begun(&started),
+            Message::Progress(told) => self.progressed(&told),
             _ => {}
         }
     }
@@ -588,6 +589,14 @@ impl MasterActor {
         let Some(reign) = &mut self.reign else { return };
         for attempt in &started.attempts {
             reign.ledger.started(*attempt, at);
+        }
+    }
+
+    fn progressed(&mut self, progress: &Progress) {
+        if let Some(reign) = &mut self.reign {
+            let told = crate::job::clip(progress.told.clone());
+            let now = now();
+            reign.ledger.progress(progress.attempt, Some(&told), now);
         }
     }
 
@@ -679,6 +688,7 @@ fn under(message: &Message) -> Option<(Epoch, &'static str)> {
         Message::Results(m) => Some((m.epoch, message.name())),
         Message::HandBack(m) => Some((m.epoch, message.name())),
         Message::Started(m) => Some((m.epoch, message.name())),
+        Message::Progress(m) => Some((m.epoch, message.name())),
         // Not for this desk; the transport sends nothing else here.
         _ => None,
     }

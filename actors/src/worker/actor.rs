@@ -8,7 +8,7 @@ use std::time::Duration;
 use actix::{
     Actor, ActorFutureExt, AsyncContext, Context, Handler, Recipient, ResponseActFuture, WrapFuture,
 };
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
@@ -17,13 +17,13 @@ use super::{AskWorker, DrainWorker, WorkerDrained, WorkerSettings, WorkerSnapsho
 use crate::cluster::{Cluster, ClusterChanged, Fence, Identity};
 use crate::discovery::{EpochSeen, Reborn};
 use crate::id::{AttemptId, Epoch, NodeId};
-use crate::job::{JobContext, JobError, Jobs};
+use crate::job::{JobContext, JobError, Jobs, Signals, clip};
 use crate::sample::Sampler;
 use crate::time::unix_ms;
 use crate::transport::{Inbound, Send, SendError, SessionEvent};
 use crate::wire::{
-    Acknowledge, Assign, Assignment, Cancel, Fenced, HandBack, Message, Outcome, Results, Started,
-    TaskResult, batches,
+    Acknowledge, Assign, Assignment, Cancel, Fenced, HandBack, Message, Outcome, Progress, Results,
+    Started, TaskResult, batches,
 };
 
 /// Jobs that end at once are run for so long before everybody else in this thread has a turn.
@@ -35,6 +35,8 @@ const TELL_AGAIN: Duration = Duration::from_secs(2);
 const TOLD_AGAIN: usize = 3;
 /// Whoever leaves waits this long for a master to acknowledge what it holds.
 const LEAVE_WITHOUT: Duration = Duration::from_secs(3);
+/// A job's words of progress are passed on this often at the most.
+const NEWS_EVERY: Duration = Duration::from_millis(100);
 /// A report that nobody confirms is sent again after this.
 const CONFIRMED_WITHIN: Duration = Duration::from_millis(500);
 /// After so many looks (of `TELL_AGAIN`) without a word from the master the worker reports again: what either side believes
@@ -67,7 +69,7 @@ pub struct WorkerActor {
     seed: WorkerSeed,
     desk: Desk,
     cluster: Option<Arc<Cluster>>,
-    cancels: BTreeMap<AttemptId, watch::Sender<bool>>,
+    cancels: BTreeMap<AttemptId, Arc<Signals>>,
     /// An attempt whose time is over or that was cancelled, and how its end is to be told.
     ended: Arc<Notify>,
     reporting: bool,
@@ -313,7 +315,10 @@ impl WorkerActor {
     /// Starts what can be started, for a while; the rest after everybody else had a turn.
     fn pump(&mut self, ctx: &mut Context<Self>) {
         let until = Instant::now() + PUMP;
-        while let Some(assignment) = self.desk.start(unix_ms()) {
+        loop {
+            let jobs = &self.seed.jobs;
+            let next = self.desk.start(unix_ms(), |job| jobs.limit(job));
+            let Some(assignment) = next else { return };
             self.start(assignment, ctx);
             if Instant::now() >= until {
                 if !std::mem::replace(&mut self.pumping, true) {
@@ -339,13 +344,9 @@ impl WorkerActor {
             let why = format!("this worker does not know the job {:?}", spec.job);
             return self.end(attempt, Outcome::Failed(why), (started_ms, since), ctx);
         };
-        let (cancel, cancelled) = watch::channel(false);
         let timeout = Duration::from_millis(spec.timeout_ms);
-        let context = JobContext {
-            attempt,
-            timeout,
-            cancelled: cancelled.clone(),
-        };
+        let signals = Arc::<Signals>::default();
+        let context = JobContext::new(attempt, timeout, Arc::clone(&signals));
         // Many jobs end at their first step: those cost no task, no timer and no word that they began.
         let mut first = match at_once(|| job.run(spec.input, context)) {
             Ok(first) => first,
@@ -366,19 +367,28 @@ impl WorkerActor {
         }
         self.begun.push(attempt);
         self.flush_soon(ctx);
-        self.cancels.insert(attempt, cancel);
+        self.cancels.insert(attempt, Arc::clone(&signals));
+        let me = ctx.address();
         let run = async move {
             // In a task of its own: a panic in a job is that job's failure alone. When this future is dropped, so is it.
             let mut running = JoinSet::new();
             running.spawn_local(first);
-            tokio::select! {
-                biased;
-                ended = running.join_next() => outcome(ended),
-                () = tokio::time::sleep(timeout) => Outcome::TimedOut,
-                () = is_cancelled(cancelled) => {
-                    // A moment to clean up, then it is dropped.
-                    tokio::time::timeout(CANCEL_GRACE, running.join_next()).await.ok();
-                    Outcome::Cancelled
+            let mut news_at = Instant::now();
+            loop {
+                tokio::select! {
+                    biased;
+                    ended = running.join_next() => return outcome(ended),
+                    // Each word of progress begins the time-out anew.
+                    () = tokio::time::sleep(timeout) => return Outcome::TimedOut,
+                    () = signals.cancelled() => {
+                        // A moment to clean up, then it is dropped.
+                        tokio::time::timeout(CANCEL_GRACE, running.join_next()).await.ok();
+                        return Outcome::Cancelled;
+                    }
+                    told = news(&signals, news_at) => {
+                        news_at = Instant::now() + NEWS_EVERY;
+                        me.do_send(Told { attempt, told });
+                    }
                 }
             }
         };
@@ -438,7 +448,7 @@ impl WorkerActor {
                 continue;
             }
             if let Some(cancel) = self.cancels.get(attempt) {
-                cancel.send_replace(true);
+                cancel.cancel();
             }
         }
     }
@@ -491,20 +501,36 @@ fn outcome(ended: Option<Result<Result<bytes::Bytes, JobError>, JoinError>>) -> 
     }
 }
 
-/// What went wrong is for people: nobody reads more than this.
-fn clip(mut why: String) -> String {
-    const MOST: usize = 16 * 1024;
-    if why.len() > MOST {
-        let end = (0..=MOST).rev().find(|at| why.is_char_boundary(*at));
-        why.truncate(end.unwrap_or(0));
-    }
-    why
+/// The newest words of a job's progress, not before this moment.
+async fn news(signals: &Signals, at: Instant) -> String {
+    tokio::time::sleep_until(at).await;
+    signals.progress().await
 }
 
-async fn is_cancelled(mut cancelled: watch::Receiver<bool>) {
-    // A sender that is gone can cancel no more.
-    if cancelled.wait_for(|c| *c).await.is_err() {
-        std::future::pending::<()>().await;
+/// A job told of its progress.
+struct Told {
+    attempt: AttemptId,
+    told: String,
+}
+
+impl actix::Message for Told {
+    type Result = ();
+}
+
+impl Handler<Told> for WorkerActor {
+    type Result = ();
+
+    fn handle(&mut self, msg: Told, ctx: &mut Self::Context) {
+        let Some(epoch) = self.desk.serving().filter(|_| self.desk.runs(msg.attempt)) else {
+            return;
+        };
+        let (attempt, told) = (msg.attempt, clip(msg.told));
+        let message = Progress {
+            epoch,
+            attempt,
+            told,
+        };
+        self.tell(message, ctx);
     }
 }
 
@@ -637,7 +663,7 @@ impl Drain {
         let attempts = act.desk.abandon();
         let handed_back = attempts.len();
         for cancel in attempts.iter().filter_map(|a| act.cancels.get(a)) {
-            cancel.send_replace(true);
+            cancel.cancel();
         }
         if let Some(epoch) = act.desk.serving().filter(|_| handed_back > 0) {
             let why = "the node is leaving".to_owned();

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use crate::id::{Attempt, AttemptId, Epoch, TaskId};
+use crate::id::{Attempt, AttemptId, Epoch, JobName, TaskId};
 use crate::wire::{Assign, Assignment, Report, TaskResult, batches};
 
 /// Task ids in one part of a report at the most.
@@ -49,6 +49,8 @@ pub struct Desk {
     /// Those that wait, in order; some may be gone.
     waiting: VecDeque<AttemptId>,
     executing: u32,
+    /// Of them, those of jobs that run only so many side by side.
+    limited: BTreeMap<JobName, usize>,
     window: u32,
     /// Mean service time, µs.
     mean_us: Option<f64>,
@@ -71,6 +73,7 @@ impl Desk {
             running: BTreeMap::new(),
             waiting: VecDeque::new(),
             executing: 0,
+            limited: BTreeMap::new(),
             window: 0,
             mean_us: None,
             held: BTreeMap::new(),
@@ -208,19 +211,38 @@ impl Desk {
         more
     }
 
-    /// The next that is to be started, at this unix ms, if a slot is free.
-    pub fn start(&mut self, at_ms: u64) -> Option<Assignment> {
+    /// The next that is to be started, at this unix ms, if a slot is free; `limit` says how many of a job may run side by side.
+    pub fn start(
+        &mut self,
+        at_ms: u64,
+        limit: impl Fn(&JobName) -> Option<usize>,
+    ) -> Option<Assignment> {
         if self.executing >= self.capacity {
             return None;
         }
+        let mut passed_over = Vec::new();
+        let mut next = None;
         while let Some(attempt) = self.waiting.pop_front() {
-            if let Some((assignment, started)) = self.running.get_mut(&attempt) {
-                *started = at_ms.max(1);
-                self.executing += 1;
-                return Some(assignment.clone());
+            let Some((assignment, started)) = self.running.get_mut(&attempt) else {
+                continue;
+            };
+            if let Some(limit) = limit(&assignment.spec.job) {
+                let running = self.limited.entry(assignment.spec.job.clone()).or_default();
+                if *running >= limit {
+                    passed_over.push(attempt);
+                    continue;
+                }
+                *running += 1;
             }
+            *started = at_ms.max(1);
+            self.executing += 1;
+            next = Some(assignment.clone());
+            break;
         }
-        None
+        for attempt in passed_over.into_iter().rev() {
+            self.waiting.push_front(attempt);
+        }
+        next
     }
 
     /// An execution took this long. Answers what waits here and is better done elsewhere.
@@ -276,7 +298,12 @@ impl Desk {
         let Some((assignment, started)) = self.running.remove(&result.attempt) else {
             return false;
         };
-        self.executing -= u32::from(started > 0);
+        if started > 0 {
+            self.executing -= 1;
+            if let Some(running) = self.limited.get_mut(&assignment.spec.job) {
+                *running = running.saturating_sub(1);
+            }
+        }
         if !crate::planted::is("result-forgotten") {
             self.held.insert(result.attempt, (result, assignment));
         }
@@ -305,6 +332,7 @@ impl Desk {
     pub fn abandon(&mut self) -> Vec<AttemptId> {
         self.waiting.clear();
         self.executing = 0;
+        self.limited.clear();
         std::mem::take(&mut self.running).into_keys().collect()
     }
 
@@ -434,7 +462,7 @@ mod tests {
             taken,
             vec![Intake::Taken(a.attempt), Intake::HandBack(b.attempt)]
         );
-        desk.start(1);
+        desk.start(1, |_| None);
         assert!(desk.finished(done(&a)));
         assert_eq!(desk.credit(), 1);
         assert_eq!(

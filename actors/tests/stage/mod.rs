@@ -160,7 +160,7 @@ impl Job for Gate {
             .runs
             .lock()
             .unwrap()
-            .entry(context.attempt)
+            .entry(context.attempt())
             .or_default() += 1;
         let mut open = self.open.clone();
         Box::pin(async move {
