@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use rand::RngExt;
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use support::{Cluster, LONG, Node, request, request_as, until};
+use support::{Cluster, LONG, Node, on_disk, request, request_as, until};
 use troupe_actors::id::TaskId;
 
 /// Workers with room, tasks of 0 to 500 ms, and receipts for all of them.
@@ -195,17 +195,33 @@ fn executions(tasks: &BTreeMap<String, Value>) -> (usize, usize) {
 
 #[test]
 fn nothing_acknowledged_is_lost_while_nodes_are_killed_every_two_seconds() {
-    let mut cluster = Cluster::start_with(3, &ROOMY);
-    let addresses: Vec<String> = cluster.nodes.iter().map(Node::admin).collect();
+    let etcd = support::Etcd::start();
+    kill_every_two_seconds(&etcd.url());
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_on_the_embedded_registry_either() {
+    let dir = tempfile::tempdir().unwrap();
+    let port = support::free_port();
+    let _registry = on_disk(dir.path(), port);
+    kill_every_two_seconds(&format!("http://127.0.0.1:{port}"));
+}
+
+fn kill_every_two_seconds(registry: &str) {
+    let names = ["n1", "n2", "n3"];
+    let start = |name: &&str| Node::start_with(name, registry, &ROOMY);
+    let mut nodes: Vec<Node> = names.iter().map(start).collect();
+    nodes[0].wait_members(&names, LONG);
+    let addresses: Vec<String> = nodes.iter().map(Node::admin).collect();
     let client = Client::start(addresses, 600);
     let end = Instant::now() + seconds("TROUPE_TEST_CHAOS_S", 16);
     let mut kills = 0;
     while Instant::now() < end {
         std::thread::sleep(Duration::from_secs(2));
-        let at = rand::rng().random_range(0..cluster.nodes.len());
-        let other = &cluster.nodes[(at + 1) % cluster.nodes.len()];
+        let at = rand::rng().random_range(0..nodes.len());
+        let other = &nodes[(at + 1) % nodes.len()];
         let (flying, led) = (in_flight(other), other.master());
-        let node = &mut cluster.nodes[at];
+        let node = &mut nodes[at];
         let what = match led {
             Some((master, _)) if master == node.name => "the master",
             _ => "a worker",
@@ -217,9 +233,9 @@ fn nothing_acknowledged_is_lost_while_nodes_are_killed_every_two_seconds() {
         node.restart();
         kills += 1;
     }
-    cluster.wait_whole();
+    nodes[0].wait_members(&names, LONG);
     let (acknowledged, refusals) = client.finish();
-    let tasks = check_all_done(&cluster.nodes[0], &acknowledged);
+    let tasks = check_all_done(&nodes[0], &acknowledged);
     let (attempts, refused) = executions(&tasks);
     println!(
         "{kills} kills, {} tasks acknowledged and done, {attempts} attempts in their receipts, {refused} late results refused; \
@@ -461,25 +477,6 @@ fn tasks_are_submitted_cancelled_and_tried_again_on_the_command_line() {
     assert!(words.contains("only a dead task"), "{words}");
     let none = node.cli(&["tasks", "cancel", &fresh_id().to_string()]);
     assert_eq!(none.status.code(), Some(3));
-}
-
-/// A registry of its own process with its data on disk, and nodes on it.
-fn on_disk(dir: &std::path::Path, port: u16) -> support::Process {
-    let mut command = std::process::Command::new(support::TROUPE);
-    command.args([
-        "registry",
-        "serve",
-        "--listen",
-        &format!("127.0.0.1:{port}"),
-        "--data-dir",
-    ]);
-    command.arg(dir);
-    support::clean_env(&mut command);
-    let process = support::Process::start(&mut command);
-    process.lines.wait_from(0, "registry.serving", LONG, |l| {
-        support::event(l, "registry.serving")
-    });
-    process
 }
 
 #[test]

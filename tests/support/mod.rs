@@ -9,7 +9,7 @@ pub mod net;
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -613,6 +613,25 @@ impl Cluster {
         let mark = node.process.lines.mark();
         node.wait_event(mark, "task.finished", LONG);
     }
+}
+
+/// A registry of its own process with its data on disk, and nodes on it.
+pub fn on_disk(dir: &Path, port: u16) -> Process {
+    let mut command = Command::new(TROUPE);
+    command.args([
+        "registry",
+        "serve",
+        "--listen",
+        &format!("127.0.0.1:{port}"),
+        "--data-dir",
+    ]);
+    command.arg(dir);
+    clean_env(&mut command);
+    let process = Process::start(&mut command);
+    process.lines.wait_from(0, "registry.serving", LONG, |l| {
+        event(l, "registry.serving")
+    });
+    process
 }
 
 /// Where a test may leave what it measured.

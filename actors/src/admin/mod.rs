@@ -32,8 +32,8 @@ use crate::discovery::{Reborn, StepDown};
 use crate::events::EventLog;
 use crate::id::{NodeId, TaskId};
 use crate::master::{
-    AskMaster, AwaitTasks, CancelTask, GetTask, ListTasks, RetryTask, Submit, SubmitAndWait,
-    TaskView,
+    AskMaster, AwaitTasks, CancelTask, GetTask, JournalSnapshot, ListTasks, RetryTask, Submit,
+    SubmitAndWait, TaskView,
 };
 use crate::registry::{AskRegistry, KeyView, ListKeys, RegistrySnapshot};
 use crate::transport;
@@ -204,6 +204,9 @@ pub struct StatusView {
     pub registry: Option<RegistrySnapshot>,
     /// Tasks by state, as the master counts them.
     pub tasks: Option<BTreeMap<String, u64>>,
+    /// The journal of durable tasks, as the master knows it.
+    #[serde(default)]
+    pub journal: Option<JournalSnapshot>,
     /// Its worker.
     pub worker: Option<WorkerView>,
     /// What did not answer in time.

@@ -68,6 +68,7 @@ async fn status_here(office: &Office) -> StatusView {
         members: by_state(&cluster.members),
         registry: registry.ok(),
         // While the journal is being read nobody can tell.
+        journal: counts.as_ref().map(|c| c.journal.clone()),
         tasks: counts.filter(|c| c.leading.is_some()).map(|c| c.tasks),
         worker: worker.ok().map(worker_view),
         unanswered: silent.map(|(name, _)| (*name).to_owned()).collect(),
