@@ -19,6 +19,7 @@ fn epochs(nodes: &[support::Node]) -> BTreeSet<String> {
 
 #[test]
 fn two_nodes_cut_from_each_other_keep_their_master_and_condemn_nobody() {
+    let _turn = support::turn();
     let Some(net) = Net::new(2) else { return };
     let etcd = net.etcd();
     let nodes = net.nodes(&etcd);
@@ -44,6 +45,7 @@ fn two_nodes_cut_from_each_other_keep_their_master_and_condemn_nobody() {
 
 #[test]
 fn equal_halves_that_both_reach_etcd_settle_with_at_most_two_epochs() {
+    let _turn = support::turn();
     let Some(net) = Net::new(4) else { return };
     let etcd = net.etcd();
     let nodes = net.nodes(&etcd);
@@ -82,6 +84,7 @@ fn equal_halves_that_both_reach_etcd_settle_with_at_most_two_epochs() {
 
 #[test]
 fn a_master_cut_from_the_majority_is_replaced_and_comes_back_as_a_worker() {
+    let _turn = support::turn();
     let Some(net) = Net::new(3) else { return };
     let etcd = net.etcd();
     let nodes = net.nodes(&etcd);

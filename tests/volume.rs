@@ -55,7 +55,7 @@ fn bounded(what: &str, sizes: &[u64]) {
 
 #[test]
 fn etcd_stays_small_over_many_durable_tasks() {
-    let tasks = many(20_000);
+    let tasks = many(10_000);
     let cluster = Cluster::start_with(3, &PLAIN);
     let (mut sizes, mut in_use) = (Vec::new(), Vec::new());
     for round in 1..=ROUNDS {
@@ -81,7 +81,7 @@ fn etcd_stays_small_over_many_durable_tasks() {
 
 #[test]
 fn the_embedded_registry_stays_small_over_many_durable_tasks() {
-    let tasks = many(20_000);
+    let tasks = many(10_000);
     let dir = tempfile::tempdir().unwrap();
     let port = support::free_port();
     let registry = on_disk(dir.path(), port);
@@ -128,7 +128,7 @@ fn resident(pid: u32) -> u64 {
 
 #[test]
 fn many_tasks_wait_and_are_done() {
-    let tasks = many(100_000);
+    let tasks = many(50_000);
     let idle = ["--set", "master.master_works=never"];
     let idle: Vec<&str> = PLAIN.into_iter().chain(idle).collect();
     let cluster = Cluster::start_with(1, &idle);

@@ -12,7 +12,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -23,6 +23,12 @@ pub const LONG: Duration = Duration::from_secs(30);
 
 /// The binary under test.
 pub const TROUPE: &str = env!("CARGO_BIN_EXE_troupe");
+
+/// Whoever measures takes turns: nothing else of this test binary runs meanwhile.
+pub fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A port that was free a moment ago and that no other test of this process is given.
 pub fn free_port() -> u16 {
