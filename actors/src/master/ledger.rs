@@ -37,7 +37,8 @@ use crate::wire::{Assignment, Outcome, TaskResult, TaskSpec};
 
 /// The master's own deadline of an attempt is this much later than the worker's, which tells more.
 pub(super) const GRACE: Duration = Duration::from_secs(5);
-/// Who killed so many distinct workers runs beside no other such, so that the next death has one culprit.
+/// Who killed so many distinct workers runs beside no other such, so that the next death has one culprit; with a small
+/// `max_kills` it is one less than that, or the innocent would die with the culprit.
 const SUSPECT: usize = 2;
 
 /// Bounds and manners of a ledger.
@@ -670,11 +671,7 @@ impl Ledger {
         }
         let lost = self.leased_to(worker);
         let began = |a: &AttemptId| self.tasks.get(&a.task).is_some_and(|t| executes(t));
-        let suspect = |a: &AttemptId| {
-            self.tasks
-                .get(&a.task)
-                .is_some_and(|t| t.kills() >= SUSPECT)
-        };
+        let suspect = |a: &AttemptId| self.is_suspect(a.task);
         let began: BTreeSet<AttemptId> = lost.iter().filter(|a| began(a)).copied().collect();
         // A job may kill its worker before anybody was told that it began: then it is one of all that were there.
         let executing: BTreeSet<AttemptId> = if began.is_empty() {
@@ -843,14 +840,19 @@ impl Ledger {
 
     /// Whether a task should run beside no other that may kill its worker, and those workers that have one.
     pub fn suspicion(&self, id: TaskId) -> Option<BTreeSet<WorkerId>> {
-        let suspect = |id: &TaskId| self.tasks.get(id).is_some_and(|t| t.kills() >= SUSPECT);
-        suspect(&id).then(|| {
+        self.is_suspect(id).then(|| {
+            let suspect = |id: &TaskId| self.is_suspect(*id);
             let busy = self
                 .leased
                 .iter()
                 .filter(|(_, ids)| ids.iter().any(suspect));
             busy.map(|(worker, _)| *worker).collect()
         })
+    }
+
+    fn is_suspect(&self, id: TaskId) -> bool {
+        let enough = self.settings.max_kills.saturating_sub(1).clamp(1, SUSPECT);
+        self.tasks.get(&id).is_some_and(|t| t.kills() >= enough)
     }
 
     /// An attempt that its worker does not know (any more): lost, or never begun and then without blame.
