@@ -216,6 +216,41 @@ pub struct Unknown {
     pub kind: u16,
 }
 
+/// Names with values, which most tasks have none of: then it takes a pointer's room. On the wire it is a map.
+#[derive(Clone, Default, PartialEq, Eq, Debug)]
+#[allow(
+    clippy::box_collection,
+    reason = "a map takes three words even when it is empty"
+)]
+pub struct Labels(Option<Box<BTreeMap<String, String>>>);
+
+impl From<BTreeMap<String, String>> for Labels {
+    fn from(labels: BTreeMap<String, String>) -> Self {
+        Self((!labels.is_empty()).then(|| Box::new(labels)))
+    }
+}
+
+impl std::ops::Deref for Labels {
+    type Target = BTreeMap<String, String>;
+
+    fn deref(&self) -> &Self::Target {
+        static NONE: BTreeMap<String, String> = BTreeMap::new();
+        self.0.as_deref().unwrap_or(&NONE)
+    }
+}
+
+impl Serialize for Labels {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        (**self).serialize(to)
+    }
+}
+
+impl<'de> Deserialize<'de> for Labels {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        BTreeMap::deserialize(from).map(Self::from)
+    }
+}
+
 /// One piece of work, as it was submitted. JSON payloads are carried opaque.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct TaskSpec {
@@ -226,7 +261,7 @@ pub struct TaskSpec {
     /// JSON, at most [`MAX_PAYLOAD`] bytes.
     pub input: Bytes,
     /// Carried beside the payload (trace context).
-    pub meta: BTreeMap<String, String>,
+    pub meta: Labels,
     /// Whether it must survive the loss of every node.
     pub durable: bool,
     /// How long one attempt may take, ms.
@@ -236,7 +271,7 @@ pub struct TaskSpec {
     /// Higher goes first.
     pub priority: i32,
     /// Tags a worker must have.
-    pub require: BTreeMap<String, String>,
+    pub require: Labels,
     /// When it was accepted, unix ms.
     pub created_ms: u64,
     /// Not to be handed out before, unix ms; 0 for at once.
@@ -246,7 +281,7 @@ pub struct TaskSpec {
 impl TaskSpec {
     /// About how many bytes it takes in a frame.
     pub fn weight(&self) -> usize {
-        let pairs = self.meta.iter().chain(&self.require);
+        let pairs = self.meta.iter().chain(self.require.iter());
         let pairs: usize = pairs.map(|(k, v)| k.len() + v.len() + 8).sum();
         96 + self.job.len() + self.input.len() + pairs
     }

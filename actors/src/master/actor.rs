@@ -90,7 +90,7 @@ pub struct MasterActor {
     doubts: Vec<oneshot::Sender<Option<bool>>>,
     looking: bool,
     /// When the registry's history was last dropped, and where it was then.
-    compacted: Option<(Instant, i64)>,
+    compacted: Option<recorder::Compacted>,
     /// Who waits for tasks to finish.
     waits: Waits<oneshot::Sender<Vec<Ended>>>,
     commits: u64,
@@ -254,12 +254,12 @@ impl MasterActor {
             id: TaskId::new(created_ms, &mut self.rng),
             job: "multiply".into(),
             input: generator::input(number),
-            meta: BTreeMap::new(),
+            meta: Default::default(),
             durable: false,
             timeout_ms: millis(self.seed.settings.task_timeout),
             max_attempts: self.seed.settings.max_attempts,
             priority: 0,
-            require: BTreeMap::new(),
+            require: Default::default(),
             created_ms,
             not_before_ms: 0,
         };

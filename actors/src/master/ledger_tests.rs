@@ -35,12 +35,12 @@ fn spec(n: u128) -> TaskSpec {
         id: id(n),
         job: "multiply".into(),
         input: Bytes::from_static(b"{}"),
-        meta: BTreeMap::new(),
+        meta: Default::default(),
         durable: false,
         timeout_ms: 1000,
         max_attempts: 3,
         priority: 0,
-        require: BTreeMap::new(),
+        require: Default::default(),
         created_ms: 0,
         not_before_ms: 0,
     }
@@ -352,7 +352,7 @@ fn a_need_that_nobody_meets_holds_up_no_other_task() {
     let now = Instant::now();
     let mut ledger = ledger();
     for n in 0..50 {
-        let require = BTreeMap::from([("gpu".to_owned(), "yes".to_owned())]);
+        let require = BTreeMap::from([("gpu".to_owned(), "yes".to_owned())]).into();
         let spec = TaskSpec {
             require,
             priority: 9,

@@ -23,6 +23,16 @@ const AGAIN_LAST: Duration = Duration::from_millis(500);
 const LOAD_AGAIN: Duration = Duration::from_millis(200);
 /// The registry's history is dropped this often, up to where it was the time before: whoever watches has that long to follow.
 const COMPACT_EVERY: Duration = Duration::from_secs(30);
+/// …or once so many bytes were written since.
+const COMPACT_BYTES: usize = 32 * 1024 * 1024;
+
+/// Where the registry's history may be dropped to, the next time, and what was written since.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Compacted {
+    at: Instant,
+    revision: i64,
+    bytes: usize,
+}
 
 /// Where durable tasks are recorded.
 #[derive(Clone)]
@@ -181,7 +191,7 @@ impl MasterActor {
         for change in committed {
             self.took_place(change);
         }
-        self.compact(revision, now, ctx);
+        self.compact(revision, flight.value.len(), now, ctx);
         self.turn(ctx);
     }
 
@@ -241,15 +251,22 @@ impl MasterActor {
         told
     }
 
-    fn compact(&mut self, revision: i64, now: Instant, ctx: &mut Context<Self>) {
+    fn compact(&mut self, revision: i64, bytes: usize, now: Instant, ctx: &mut Context<Self>) {
         if !self.seed.settings.compact {
             return;
         }
-        let (at, before) = *self.compacted.get_or_insert((now, revision));
-        if now.saturating_duration_since(at) < COMPACT_EVERY {
+        let fresh = Compacted {
+            at: now,
+            revision,
+            bytes: 0,
+        };
+        let last = self.compacted.get_or_insert(fresh);
+        last.bytes += bytes;
+        let soon = now.saturating_duration_since(last.at) < COMPACT_EVERY;
+        if soon && last.bytes < COMPACT_BYTES {
             return;
         }
-        self.compacted = Some((now, revision));
+        let before = std::mem::replace(last, fresh).revision;
         let compact = self.seed.journal.backend.compact(before);
         ctx.spawn(compact.into_actor(self).map(move |done, _, _| match done {
             Ok(()) => log::debug!(target: "master", event = "registry.compacted", revision = before; "the registry's history is dropped"),
