@@ -8,6 +8,7 @@ mod dev;
 mod logging;
 mod node;
 mod security;
+mod systemd;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;

@@ -1,0 +1,232 @@
+//! What runs a node on real machines: systemd's unit and what it is told, Vagrant, the package, containers.
+//!
+//! Tools that are not there skip their test, in words.
+
+mod support;
+
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use support::{FAST, LONG, Process, TROUPE, clean_env, event, free_port, free_ports};
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Whether this program is installed; says that the test is skipped when not.
+fn has(program: &str) -> bool {
+    let found = std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()));
+    if !found {
+        eprintln!("SKIPPED: {program} is not installed");
+    }
+    found
+}
+
+/// Both outputs, as text.
+fn words(output: &Output) -> String {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    text(&output.stdout) + &text(&output.stderr)
+}
+
+/// A service manager's end of `NOTIFY_SOCKET`.
+struct Manager {
+    socket: UnixDatagram,
+    dir: tempfile::TempDir,
+}
+
+impl Manager {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = UnixDatagram::bind(dir.path().join("notify")).unwrap();
+        Self { socket, dir }
+    }
+
+    /// A node that tells this manager, with a watchdog of a second and a half.
+    fn node(&self, registry: &str) -> (Process, u16) {
+        let port = free_ports(2);
+        let mut command = Command::new(TROUPE);
+        let bind = format!("127.0.0.1:{port}");
+        let admin = format!("127.0.0.1:{}", port + 1);
+        command
+            .args(["run", "--name", "herald", "--log-format", "json"])
+            .args(["--registry", registry, "--bind", &bind, "--admin", &admin])
+            .args(FAST);
+        clean_env(&mut command);
+        command
+            .env("NOTIFY_SOCKET", self.dir.path().join("notify"))
+            .env("WATCHDOG_USEC", "1500000")
+            .env_remove("WATCHDOG_PID");
+        (Process::start(&mut command), port + 1)
+    }
+
+    /// The lines of the next datagram, if one comes within this.
+    fn hear(&self, within: Duration) -> Option<Vec<String>> {
+        let mut buffer = [0; 4096];
+        self.socket.set_read_timeout(Some(within)).unwrap();
+        let n = self.socket.recv(&mut buffer).ok()?;
+        let text = std::str::from_utf8(&buffer[..n]).unwrap();
+        Some(text.lines().map(str::to_owned).collect())
+    }
+
+    /// Everything that is told until a line fits, that one included.
+    fn hear_until(&self, what: &str, fits: impl Fn(&str) -> bool) -> Vec<String> {
+        let deadline = Instant::now() + LONG;
+        let mut heard = Vec::new();
+        while Instant::now() < deadline {
+            heard.extend(self.hear(LONG).unwrap_or_default());
+            if heard.iter().any(|line| fits(line)) {
+                return heard;
+            }
+        }
+        panic!("the service manager is not told {what}; it was told {heard:?}");
+    }
+
+    /// Everything that is told in this time.
+    fn hear_for(&self, time: Duration) -> Vec<String> {
+        let deadline = Instant::now() + time;
+        let mut heard = Vec::new();
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return heard;
+            }
+            heard.extend(self.hear(left).unwrap_or_default());
+        }
+    }
+}
+
+/// An embedded registry in a process of its own, and its URL.
+fn registry() -> (Process, String) {
+    let listen = format!("127.0.0.1:{}", free_port());
+    let mut command = Command::new(TROUPE);
+    command.args(["registry", "serve", "--listen", &listen]);
+    command.args(["--log-format", "json"]);
+    clean_env(&mut command);
+    let process = Process::start(&mut command);
+    let serving = |line: &serde_json::Value| event(line, "registry.serving");
+    process
+        .lines
+        .wait_from(0, "registry.serving", LONG, serving);
+    (process, format!("http://{listen}"))
+}
+
+fn kill_actor(admin: u16, actor: &str, how: &str) {
+    let api = format!("http://127.0.0.1:{admin}");
+    let output = Command::new(TROUPE)
+        .args(["--api", &api, "kill", actor, "--how", how])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", words(&output));
+}
+
+const FED: &str = "WATCHDOG=1";
+
+#[test]
+fn systemd_is_told_when_a_node_is_ready_that_it_lives_and_that_it_stops() {
+    let manager = Manager::new();
+    let (mut registry, url) = (None, format!("http://127.0.0.1:{}", free_port()));
+    // Without a registry it lives, and is not ready.
+    let (node, _) = manager.node(&url);
+    let early = manager.hear_until(FED, |line| line == FED);
+    assert!(!early.contains(&"READY=1".to_owned()), "{early:?}");
+    drop(node);
+
+    let url = registry.insert(self::registry()).1.clone();
+    let (mut node, admin) = manager.node(&url);
+    let heard = manager.hear_until("that it leads", |l| l.starts_with("STATUS=master under"));
+    assert_eq!(
+        heard.iter().filter(|l| *l == "READY=1").count(),
+        1,
+        "{heard:?}"
+    );
+    manager.hear_until(FED, |line| line == FED);
+
+    // An actor that fails is the supervisor's business, not systemd's.
+    for actor in ["worker", "discovery", "transport"] {
+        kill_actor(admin, actor, "panic");
+    }
+    let meanwhile = manager.hear_for(Duration::from_secs(3));
+    assert!(
+        meanwhile.iter().filter(|l| *l == FED).count() >= 3,
+        "{meanwhile:?}"
+    );
+    let is_false = |line: &String| line == "READY=1" || line == "STOPPING=1";
+    assert!(!meanwhile.iter().any(is_false), "{meanwhile:?}");
+
+    node.signal(Signal::TERM);
+    let last = manager.hear_until("STOPPING=1", |line| line == "STOPPING=1");
+    assert!(
+        last.contains(&"STATUS=draining: SIGTERM".to_owned()),
+        "{last:?}"
+    );
+    let more_time = "EXTEND_TIMEOUT_USEC=50000000".to_owned();
+    assert!(last.contains(&more_time), "{last:?}");
+    assert_eq!(node.wait(LONG), Some(0));
+}
+
+#[test]
+fn the_watchdog_is_not_fed_by_a_node_that_is_stopped_or_whose_control_plane_hangs() {
+    let manager = Manager::new();
+    let (_registry, url) = registry();
+    let (node, admin) = manager.node(&url);
+    manager.hear_until("READY=1", |line| line == "READY=1");
+
+    node.signal(Signal::STOP);
+    // What was sent before.
+    manager.hear_for(Duration::from_millis(200));
+    let stopped = manager.hear_for(Duration::from_secs(2));
+    assert_eq!(stopped, Vec::<String>::new(), "a stopped process");
+    node.signal(Signal::CONT);
+    manager.hear_until("life", |line| line == FED);
+
+    kill_actor(admin, "registry", "hang");
+    let not_fed = |line: &serde_json::Value| event(line, "watchdog.not_fed");
+    node.lines.wait_from(0, "watchdog.not_fed", LONG, not_fed);
+    manager.hear_for(Duration::from_millis(200));
+    let hung = manager.hear_for(Duration::from_secs(2));
+    assert!(!hung.contains(&FED.to_owned()), "{hung:?}");
+}
+
+/// The unit with this build's binary in it, in a directory of its own.
+fn unit(dir: &Path) -> PathBuf {
+    let text = std::fs::read_to_string(root().join("deploy/troupe.service")).unwrap();
+    assert!(text.contains("ExecStart=/usr/bin/troupe run"), "{text}");
+    let path = dir.join("troupe.service");
+    std::fs::write(&path, text.replace("/usr/bin/troupe", TROUPE)).unwrap();
+    path
+}
+
+#[test]
+fn systemd_finds_nothing_wrong_with_the_unit_and_calls_it_safe_enough() {
+    if !has("systemd-analyze") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let unit = unit(dir.path());
+    let verify = Command::new("systemd-analyze")
+        .args(["verify", "--man=no"])
+        .arg(&unit)
+        .output()
+        .unwrap();
+    let said = words(&verify);
+    assert!(
+        verify.status.success() && !said.contains("troupe.service"),
+        "{said}"
+    );
+    let security = Command::new("systemd-analyze")
+        .args(["security", "--offline=true", "--threshold=20"])
+        .arg(&unit)
+        .output()
+        .unwrap();
+    let said = words(&security);
+    if said.contains("unrecognized option") {
+        eprintln!("SKIPPED: this systemd-analyze cannot judge a unit offline");
+        return;
+    }
+    // Of 100; the unit's comment says which protections exec jobs forbid.
+    assert!(security.status.success(), "{said}");
+}
