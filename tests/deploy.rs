@@ -230,3 +230,136 @@ fn systemd_finds_nothing_wrong_with_the_unit_and_calls_it_safe_enough() {
     // Of 100; the unit's comment says which protections exec jobs forbid.
     assert!(security.status.success(), "{said}");
 }
+
+/// Scripts of `deploy`, and the test command itself.
+const SCRIPTS: [&str; 3] = [
+    "deploy/provision-etcd.sh",
+    "deploy/provision-node.sh",
+    "tests/all",
+];
+
+#[test]
+fn scripts_and_the_vagrantfile_are_well_formed() {
+    for script in SCRIPTS {
+        let path = root().join(script);
+        let parsed = Command::new("bash").arg("-n").arg(&path).output().unwrap();
+        assert!(parsed.status.success(), "{script}: {}", words(&parsed));
+    }
+    if has("shellcheck") {
+        let checked = Command::new("shellcheck")
+            .args(SCRIPTS)
+            .current_dir(root())
+            .output()
+            .unwrap();
+        assert!(checked.status.success(), "{}", words(&checked));
+    }
+    if has("ruby") {
+        let parsed = Command::new("ruby")
+            .args(["-c", "Vagrantfile"])
+            .current_dir(root())
+            .output()
+            .unwrap();
+        assert!(parsed.status.success(), "{}", words(&parsed));
+    }
+}
+
+#[test]
+fn vagrant_accepts_the_vagrantfile_for_each_provider() {
+    if !has("vagrant") {
+        return;
+    }
+    // VirtualBox itself is not needed to check its block: Vagrant only asks for its version.
+    let dir = tempfile::tempdir().unwrap();
+    let stand_in = dir.path().join("VBoxManage");
+    std::fs::write(&stand_in, "#!/bin/sh\necho 6.1.50r161033\n").unwrap();
+    make_executable(&stand_in);
+    let path = format!(
+        "{}:{}",
+        std::env::var("PATH").unwrap(),
+        dir.path().display()
+    );
+    // What Vagrant and the Vagrantfile leave behind goes to a copy.
+    let copy = dir.path().join("copy");
+    std::fs::create_dir_all(&copy).unwrap();
+    std::fs::copy(root().join("Vagrantfile"), copy.join("Vagrantfile")).unwrap();
+    std::os::unix::fs::symlink(root().join("deploy"), copy.join("deploy")).unwrap();
+    for provider in ["virtualbox", "libvirt", "lxc"] {
+        let checked = Command::new("vagrant")
+            .arg("validate")
+            .env("VAGRANT_DEFAULT_PROVIDER", provider)
+            .env("VAGRANT_HOME", dir.path().join("home"))
+            .env("VM_BINARY", TROUPE)
+            .env("PATH", &path)
+            .current_dir(&copy)
+            .output()
+            .unwrap();
+        let said = words(&checked);
+        if said.contains("could not be found") {
+            eprintln!("SKIPPED: Vagrant's plugin for {provider} is not installed");
+            continue;
+        }
+        assert!(checked.status.success(), "{provider}: {said}");
+    }
+}
+
+fn make_executable(path: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// What goes to a machine: the unit and the binary.
+fn files_for_a_machine(dir: &Path) -> PathBuf {
+    let files = dir.join("files");
+    std::fs::create_dir_all(&files).unwrap();
+    let unit = root().join("deploy/troupe.service");
+    std::fs::copy(unit, files.join("troupe.service")).unwrap();
+    std::fs::copy(TROUPE, files.join("troupe")).unwrap();
+    files
+}
+
+const SECRET: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
+
+#[test]
+fn provisioners_write_what_a_node_takes_and_write_it_again_without_a_change() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = files_for_a_machine(dir.path());
+    let dest = dir.path().join("root");
+    for _ in 0..2 {
+        let node = Command::new(root().join("deploy/provision-node.sh"))
+            .args(["node-a", "192.168.56.11"])
+            .arg("http://192.168.56.10:2379,http://192.168.56.9:2379")
+            .env("DESTDIR", &dest)
+            .env("NODE_FILES", &files)
+            .env("NODE_SECRET", SECRET)
+            .output()
+            .unwrap();
+        assert!(node.status.success(), "{}", words(&node));
+        let etcd = Command::new(root().join("deploy/provision-etcd.sh"))
+            .arg("192.168.56.10")
+            .env("DESTDIR", &dest)
+            .output()
+            .unwrap();
+        assert!(etcd.status.success(), "{}", words(&etcd));
+    }
+    let config = dest.join("etc/troupe/config.toml");
+    let shown = Command::new(TROUPE)
+        .args(["--json", "config", "show", "--config"])
+        .arg(config)
+        .output()
+        .unwrap();
+    let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
+    let value = |key: &str| &shown[key]["value"];
+    assert_eq!(value("node.advertise"), "192.168.56.11:22222");
+    assert_eq!(value("node.name"), "node-a");
+    let endpoints = ["http://192.168.56.10:2379", "http://192.168.56.9:2379"];
+    assert_eq!(*value("registry.endpoints"), serde_json::json!(endpoints));
+    assert_eq!(value("security.secret_file"), "/etc/troupe/secret");
+    let secret = std::fs::metadata(dest.join("etc/troupe/secret")).unwrap();
+    use std::os::unix::fs::PermissionsExt;
+    assert_eq!(secret.permissions().mode() & 0o777, 0o600);
+    let etcd = std::fs::read_to_string(dest.join("etc/default/etcd")).unwrap();
+    assert!(
+        etcd.contains("ETCD_ADVERTISE_CLIENT_URLS=http://192.168.56.10:2379\n"),
+        "{etcd}"
+    );
+}
