@@ -10,7 +10,10 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use support::{FAST, LONG, Process, TROUPE, clean_env, event, free_port, free_ports};
+use support::net::Net;
+use support::{
+    FAST, LONG, Process, TROUPE, clean_env, event, free_port, free_ports, inside, until,
+};
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -362,4 +365,143 @@ fn provisioners_write_what_a_node_takes_and_write_it_again_without_a_change() {
         etcd.contains("ETCD_ADVERTISE_CLIENT_URLS=http://192.168.56.10:2379\n"),
         "{etcd}"
     );
+}
+
+/// Run in a network and a mount namespace of its own: a root that is this machine's with every change kept aside, in it the
+/// provisioner (twice: it may run again at any time), then what the unit would start, as the user it would.
+const MACHINE: &str = r#"
+set -e
+scratch=$1 files=$2 deploy=$3 as=$4; shift 4
+mount -t tmpfs tmpfs "$scratch"
+mkdir "$scratch/upper" "$scratch/work" "$scratch/root"
+mount -t overlay overlay -o "lowerdir=/,upperdir=$scratch/upper,workdir=$scratch/work" "$scratch/root"
+cd "$scratch/root"
+for dir in dev proc sys; do mount --rbind "/$dir" "$dir"; done
+mount -t tmpfs tmpfs run
+mkdir -p var/tmp/files var/tmp/deploy
+mount --bind "$files" var/tmp/files
+mount --bind "$deploy" var/tmp/deploy
+export NODE_FILES=/var/tmp/files
+exec chroot . bash -ec '
+  as=$1; shift
+  "$@"
+  touch /var/tmp/first
+  "$@"
+  changed=$(find /etc /usr/bin -newer /var/tmp/first)
+  [ -z "$changed" ] || { echo "the second run changed $changed"; exit 1; }
+  install -d -o "$as" "/var/lib/$as"
+  if [ "$as" = etcd ]; then
+    set -a; . /etc/default/etcd; set +a
+    start=/usr/bin/etcd
+  else
+    start=$(sed -n "s/^ExecStart=//p" /etc/systemd/system/troupe.service)
+  fi
+  exec setpriv --reuid="$as" --regid="$as" --clear-groups --no-new-privs --bounding-set=-all $start
+' bash "$as" "$@"
+"#;
+
+/// A machine of [`MACHINE`]'s kind on a host of the net.
+struct Machine {
+    process: Process,
+    _scratch: tempfile::TempDir,
+}
+
+impl Machine {
+    fn start(net: &Net, host: usize, files: &Path, user: &str, provision: &[&str]) -> Self {
+        let scratch = tempfile::tempdir().unwrap();
+        let mut command = inside(Some(&net.ns(host)), "unshare");
+        clean_env(&mut command);
+        command
+            .args(["--mount", "bash", "-c", MACHINE, "bash"])
+            .args([scratch.path(), files, &root().join("deploy")])
+            .arg(user)
+            .args(provision)
+            .env("NODE_SECRET", SECRET);
+        Self {
+            process: Process::start(&mut command),
+            _scratch: scratch,
+        }
+    }
+
+    fn node(net: &Net, host: usize, files: &Path) -> Self {
+        let provisioner = "/var/tmp/deploy/provision-node.sh";
+        let registry = format!("http://{}:2379", Net::ip(4));
+        let args = [provisioner, NAMES[host - 1], &Net::ip(host), &registry];
+        Self::start(net, host, files, "troupe", &args)
+    }
+}
+
+const NAMES: [&str; 3] = ["node-a", "node-b", "node-c"];
+
+/// What the command line says on a host, as JSON.
+fn ask(net: &Net, host: usize, args: &[&str]) -> serde_json::Value {
+    let mut command = inside(Some(&net.ns(host)), TROUPE);
+    clean_env(&mut command);
+    let output = command.arg("--json").args(args).output().unwrap();
+    serde_json::from_slice(&output.stdout).unwrap_or_default()
+}
+
+/// Waits until this host sees these members alive under one master other than `not`, and answers who that is.
+fn wait_whole(net: &Net, host: usize, names: &[&str], not: &str) -> String {
+    until(
+        &format!("{names:?} under one master, seen from {host}"),
+        LONG,
+        || {
+            let seen = ask(net, host, &["members"]);
+            let members = seen["members"].as_array().cloned().unwrap_or_default();
+            let mut alive: Vec<_> = members.iter().filter(|m| m["state"] == "alive").collect();
+            alive.sort_by_key(|m| m["name"].to_string());
+            let alive: Vec<_> = alive.iter().filter_map(|m| m["name"].as_str()).collect();
+            let master = ask(net, host, &["master"])["name"]
+                .as_str()
+                .unwrap_or("")
+                .to_owned();
+            let is_whole = alive == names && !master.is_empty() && master != not;
+            is_whole.then_some(master).ok_or_else(|| seen.to_string())
+        },
+    )
+}
+
+#[test]
+fn provisioners_make_a_cluster_of_four_machines_that_survives_the_loss_of_its_master() {
+    if !["unshare", "setpriv", "etcd", "etcdctl"]
+        .into_iter()
+        .all(has)
+    {
+        return;
+    }
+    let Some(net) = Net::new(4) else { return };
+    let scratch = tempfile::tempdir().unwrap();
+    let script = "d=$1; mount -t tmpfs tmpfs $d && mkdir $d/u $d/w $d/m && mount -t overlay overlay -o lowerdir=/,upperdir=$d/u,workdir=$d/w $d/m";
+    let probe = Command::new("unshare")
+        .args(["--mount", "bash", "-c", script, "bash"])
+        .arg(scratch.path())
+        .output()
+        .unwrap();
+    if !probe.status.success() {
+        eprintln!(
+            "SKIPPED: overlay mounts are not permitted here: {}",
+            words(&probe)
+        );
+        return;
+    }
+    let files = files_for_a_machine(scratch.path());
+    // The nodes first: they wait for the registry.
+    let mut nodes: Vec<_> = (1..=3)
+        .map(|host| Machine::node(&net, host, &files))
+        .collect();
+    let provisioner = "/var/tmp/deploy/provision-etcd.sh";
+    let _etcd = Machine::start(&net, 4, &files, "etcd", &[provisioner, &Net::ip(4)]);
+
+    let master = wait_whole(&net, 1, &NAMES, "");
+    let done = ask(&net, 2, &["submit", "noop", "7", "--wait"]);
+    assert_eq!(done["state"], "done", "{done}");
+
+    let lost = NAMES.iter().position(|name| *name == master).unwrap();
+    nodes[lost].process.kill();
+    let left: Vec<_> = NAMES.into_iter().filter(|name| *name != master).collect();
+    let witness = (lost + 1) % 3 + 1;
+    let heir = wait_whole(&net, witness, &left, &master);
+    nodes[lost] = Machine::node(&net, lost + 1, &files);
+    assert_eq!(wait_whole(&net, witness, &NAMES, &master), heir);
 }
