@@ -235,9 +235,13 @@ fn systemd_finds_nothing_wrong_with_the_unit_and_calls_it_safe_enough() {
 }
 
 /// Scripts of `deploy`, and the test command itself.
-const SCRIPTS: [&str; 3] = [
+const SCRIPTS: [&str; 7] = [
     "deploy/provision-etcd.sh",
     "deploy/provision-node.sh",
+    "deploy/deb/build",
+    "deploy/deb/postinst",
+    "deploy/deb/postrm",
+    "deploy/deb/prerm",
     "tests/all",
 ];
 
@@ -504,4 +508,34 @@ fn provisioners_make_a_cluster_of_four_machines_that_survives_the_loss_of_its_ma
     let heir = wait_whole(&net, witness, &left, &master);
     nodes[lost] = Machine::node(&net, lost + 1, &files);
     assert_eq!(wait_whole(&net, witness, &NAMES, &master), heir);
+}
+
+#[test]
+fn there_is_a_man_page_for_each_command_and_the_package_takes_what_there_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let written = Command::new(TROUPE)
+        .arg("man")
+        .arg(dir.path())
+        .output()
+        .unwrap();
+    assert!(written.status.success(), "{}", words(&written));
+    for page in ["troupe.1", "troupe-run.1", "troupe-registry-serve.1"] {
+        let text = std::fs::read_to_string(dir.path().join(page)).unwrap();
+        assert!(text.contains(".SH SYNOPSIS"), "{page}: {text}");
+    }
+    // What the package takes from the checkout is there; the rest is made by deploy/deb/build.
+    let manifest = std::fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    let manifest: toml::Table = toml::from_str(&manifest).unwrap();
+    let deb = &manifest["package"]["metadata"]["deb"];
+    for asset in deb["assets"].as_array().unwrap() {
+        let source = asset[0].as_str().unwrap();
+        if !source.starts_with("target/") && !source.contains('*') {
+            assert!(root().join(source).is_file(), "{source}");
+        }
+    }
+    for script in ["postinst", "prerm", "postrm"] {
+        let path = root().join("deploy/deb").join(script);
+        let text = std::fs::read_to_string(path).unwrap();
+        assert!(text.contains("#DEBHELPER#"), "{script}");
+    }
 }
