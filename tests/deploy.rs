@@ -539,3 +539,145 @@ fn there_is_a_man_page_for_each_command_and_the_package_takes_what_there_is() {
         assert!(text.contains("#DEBHELPER#"), "{script}");
     }
 }
+
+/// YAML documents, as JSON; `None`, in words, where there is no ruby to read them.
+fn yaml(file: &str) -> Option<Vec<serde_json::Value>> {
+    if !has("ruby") {
+        return None;
+    }
+    let script = "puts JSON.generate(YAML.load_stream(File.read(ARGV[0])))";
+    // Aliases are resolved by load_stream.
+    let read = Command::new("ruby")
+        .args(["-ryaml", "-rjson", "-e", script, file])
+        .current_dir(root())
+        .output()
+        .unwrap();
+    assert!(read.status.success(), "{file}: {}", words(&read));
+    Some(serde_json::from_slice(&read.stdout).unwrap())
+}
+
+/// troupe takes these variables as settings.
+fn assert_settings(config: &Path, variables: &[(String, String)]) {
+    let mut command = Command::new(TROUPE);
+    clean_env(&mut command);
+    command.args(["config", "check", "--config"]).arg(config);
+    command.envs(variables.iter().map(|(key, value)| (key, value)));
+    let checked = command.output().unwrap();
+    assert!(checked.status.success(), "{}", words(&checked));
+}
+
+/// The drain by default, and its four steps.
+const LEAVING_S: u64 = 50;
+
+#[test]
+fn compose_gives_three_nodes_settings_that_they_take_and_time_to_drain() {
+    let Some(files) = yaml("deploy/compose.yaml") else {
+        return;
+    };
+    let services = &files[0]["services"];
+    assert!(services["etcd"]["healthcheck"]["test"].is_array());
+    for name in NAMES {
+        let node = &services[name];
+        let grace = node["stop_grace_period"].as_str().unwrap();
+        let grace: u64 = grace.trim_end_matches('s').parse().unwrap();
+        assert!(grace > LEAVING_S, "{name}");
+        let settings = node["environment"].as_object().unwrap();
+        let settings: Vec<_> = settings
+            .iter()
+            .map(|(key, value)| (key.clone(), value.as_str().unwrap().to_owned()))
+            .collect();
+        assert!(settings.contains(&("TROUPE_NODE_NAME".to_owned(), name.to_owned())));
+        assert_settings(&root().join("config.toml"), &settings);
+        assert!(
+            root()
+                .join(node["build"]["dockerfile"].as_str().unwrap())
+                .is_file()
+        );
+    }
+}
+
+#[test]
+fn kubernetes_manifests_fit_each_other_and_hold_a_configuration_that_is_fine() {
+    let Some(kustomization) = yaml("deploy/kubernetes/kustomization.yaml") else {
+        return;
+    };
+    let mut resources = std::collections::BTreeMap::new();
+    for file in kustomization[0]["resources"].as_array().unwrap() {
+        let path = format!("deploy/kubernetes/{}", file.as_str().unwrap());
+        for resource in yaml(&path).unwrap() {
+            let kind = resource["kind"].as_str().unwrap().to_owned();
+            assert_eq!(resource["metadata"]["name"], "troupe", "{path}");
+            resources.insert(kind, resource);
+        }
+    }
+    let set = &resources["StatefulSet"]["spec"];
+    let pod = &set["template"]["spec"];
+    let labels = &set["template"]["metadata"]["labels"];
+    assert_eq!(set["selector"]["matchLabels"], *labels);
+    assert_eq!(resources["Service"]["spec"]["selector"], *labels);
+    let selects = |kind: &str, key: &str| resources[kind]["spec"][key]["matchLabels"].clone();
+    assert_eq!(selects("PodDisruptionBudget", "selector"), *labels);
+    assert_eq!(selects("NetworkPolicy", "podSelector"), *labels);
+    assert_eq!(pod["enableServiceLinks"], false);
+    assert!(pod["terminationGracePeriodSeconds"].as_u64().unwrap() > LEAVING_S);
+
+    let node = &pod["containers"][0];
+    for (probe, path) in [("livenessProbe", "/livez"), ("readinessProbe", "/readyz")] {
+        assert_eq!(node[probe]["httpGet"]["path"], path);
+    }
+    let volumes: Vec<_> = pod["volumes"].as_array().unwrap().iter().collect();
+    for container in [node, &pod["initContainers"][0]] {
+        for mount in container["volumeMounts"].as_array().unwrap() {
+            assert!(
+                volumes.iter().any(|v| v["name"] == mount["name"]),
+                "{mount}"
+            );
+        }
+    }
+
+    let config = resources["ConfigMap"]["data"]["config.toml"]
+        .as_str()
+        .unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("config.toml");
+    std::fs::write(&file, config).unwrap();
+    let settings: Vec<_> = node["env"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|variable| {
+            // What Kubernetes fills in looks like this.
+            let filled = match variable["valueFrom"]["fieldRef"]["fieldPath"].as_str() {
+                Some("metadata.name") => "troupe-0",
+                Some("status.podIP") => "10.244.1.7",
+                _ => variable["value"].as_str().unwrap(),
+            };
+            let name = variable["name"].as_str().unwrap();
+            (name.to_owned(), filled.to_owned())
+        })
+        .collect();
+    assert_settings(&file, &settings);
+
+    if has("kubectl") {
+        let built = Command::new("kubectl")
+            .args(["kustomize", "deploy/kubernetes"])
+            .current_dir(root())
+            .output()
+            .unwrap();
+        assert!(built.status.success(), "{}", words(&built));
+    }
+}
+
+#[test]
+fn the_dockerfile_copies_what_there_is() {
+    let text = std::fs::read_to_string(root().join("deploy/Dockerfile")).unwrap();
+    for line in text.lines().filter(|line| line.starts_with("COPY ")) {
+        let words: Vec<_> = line.split_whitespace().collect();
+        if !words[1].starts_with("--") {
+            assert!(root().join(words[1]).exists(), "{line}");
+        }
+    }
+    let unit = std::fs::read_to_string(root().join("deploy/troupe.service")).unwrap();
+    let command = r#"["run", "--config", "/etc/troupe/config.toml"]"#;
+    assert!(text.contains(command) && unit.contains("run --config /etc/troupe/config.toml"));
+}
