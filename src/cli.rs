@@ -175,6 +175,11 @@ pub enum Command {
         /// Which.
         shell: clap_complete::Shell,
     },
+    /// Writes the man pages, one for each command.
+    Man {
+        /// Into this directory.
+        dir: PathBuf,
+    },
 }
 
 /// The ways an actor can fail.

@@ -17,8 +17,10 @@ mod dev;
 mod logging;
 mod node;
 mod security;
+mod systemd;
 
 use std::io::IsTerminal;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
@@ -79,6 +81,7 @@ fn run(cli: Cli, jobs: Jobs) -> u8 {
             clap_complete::generate(shell, &mut Cli::command(), "troupe", &mut std::io::stdout());
             0
         }
+        Command::Man { dir } => man(&dir),
         asking => node::block_on(client::run(&api, json, asking)),
     }
 }
@@ -149,6 +152,17 @@ fn show_config(config: &Config, origin: bool, json: bool) {
             String::new()
         };
         client::say(&format!("{mark}{name} = {value}{from}"));
+    }
+}
+
+fn man(dir: &Path) -> u8 {
+    let written = std::fs::create_dir_all(dir);
+    match written.and_then(|()| clap_mangen::generate_to(Cli::command(), dir)) {
+        Ok(()) => 0,
+        Err(err) => {
+            eprintln!("troupe man: {}: {err}", dir.display());
+            1
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use actix::Addr;
+use actix::{Actor, Addr};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::timeout;
@@ -49,6 +49,7 @@ use crate::advertise;
 use crate::config::Config;
 use crate::logging;
 use crate::security;
+use crate::systemd;
 
 /// Supervision gave up, or the master hung.
 const EXIT_GAVE_UP: u8 = 70;
@@ -61,6 +62,10 @@ const CARRIERS: [&str; 2] = ["transport", "admin"];
 const CARRIER_GRACE: Duration = Duration::from_millis(50);
 /// This program, also after its file was replaced, and the words that make it the guard of a command.
 const EXEC_GUARD: [&str; 3] = ["/proc/self/exe", "exec-guard", "--"];
+/// A step of leaving may take this long; the drain among them takes its own time besides.
+const STEP: Duration = Duration::from_secs(5);
+/// All four of them.
+const LEAVING: Duration = Duration::from_secs(20);
 /// Messages that wait for an actor before a sender is held back.
 const MAILBOX: usize = 1024;
 
@@ -162,6 +167,7 @@ async fn start(config: Config, events: EventLog, jobs: Jobs) -> u8 {
     let (end, ends) = unbounded_channel();
     let drain = node.config.node.drain;
     let grown = grow(node, &end);
+    actix_rt::spawn(systemd::feed_watchdog(grown.supervisor.clone()));
     let _watchdog = Watchdog::start(&grown.supervisor, WatchdogSettings::default(), |_| ());
     listen_for_signals(&end);
     until_the_end(grown, ends, drain).await
@@ -421,6 +427,7 @@ fn grow(node: Node, end: &UnboundedSender<End>) -> Grown {
             master.clone().recipient(),
             worker.clone().recipient(),
             admin.clone().recipient(),
+            systemd::Herald::default().start().recipient(),
         ],
         removed: vec![master.clone().recipient()],
         leaving,
@@ -623,10 +630,12 @@ async fn until_the_end(grown: Grown, mut ends: UnboundedReceiver<End>, drain: Du
         None => return 1,
         Some(End::Asked(by)) => {
             log::info!(target: "node", event = "node.draining", reason = by; "told to stop: draining");
+            systemd::stopping(by, drain + LEAVING);
             0
         }
         Some(End::GaveUp(why)) => {
             log::error!(target: "node", event = "node.draining", reason = why.as_str(); "supervision gave up: draining what can be drained");
+            systemd::stopping(&why, drain + LEAVING);
             EXIT_GAVE_UP
         }
         Some(End::Hung(why)) => {
@@ -661,7 +670,6 @@ async fn another_asked(ends: &mut UnboundedReceiver<End>) -> &'static str {
 /// Hands mastership over, lets running work finish or hands it back, deregisters, stops the actors. Each step has a bound,
 /// since what is broken may be the very actor that is asked.
 async fn leave(grown: &Grown, drain: Duration) {
-    const STEP: Duration = Duration::from_secs(5);
     let began = tokio::time::Instant::now();
     let retired = timeout(STEP, grown.discovery.send(Retire)).await;
     let drained = timeout(

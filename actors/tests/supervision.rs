@@ -698,6 +698,7 @@ async fn shutdown_stops_in_reverse_start_order_and_closes_the_mailboxes() {
     stage.placed("c", Plane::Admin, plain, |spec| spec);
     let (handle, given_up) = stage.start();
     next::<3>(&mut notes).await;
+    assert!(handle.answers().await);
     let (first, second) = futures_util::join!(handle.shutdown(), handle.shutdown());
     assert!(first.is_clean() && second.is_clean());
     assert_eq!(
@@ -709,6 +710,7 @@ async fn shutdown_stops_in_reverse_start_order_and_closes_the_mailboxes() {
         handle.shutdown().await.is_clean(),
         "the second time there is nothing left to do"
     );
+    assert!(!handle.answers().await, "nobody is there to answer");
     assert!(given_up.await.is_err(), "an orderly end is no giving up");
     assert!(
         handle

@@ -125,7 +125,8 @@ async fn dispatch(api: &Api, screen: &Screen, command: Command) -> Result<(), Fa
         | Command::Config { .. }
         | Command::Keygen { .. }
         | Command::Version
-        | Command::Completions { .. } => Err(Failure::Usage(
+        | Command::Completions { .. }
+        | Command::Man { .. } => Err(Failure::Usage(
             "this command asks no node; it is done elsewhere".to_owned(),
         )),
     }

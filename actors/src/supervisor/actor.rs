@@ -135,6 +135,13 @@ impl SupervisorHandle {
             .collect()
     }
 
+    /// Whether the supervisor answers: its loop came round, so its thread, the control plane's, turns. Answers `false` once it
+    /// is down, and not at all while that thread hangs: whoever asks has a time-out of their own.
+    pub async fn answers(&self) -> bool {
+        let (answer, answered) = oneshot::channel();
+        self.events.send(Event::Ask(answer)).is_ok() && answered.await.is_ok()
+    }
+
     /// Makes an actor fail. It goes straight to its guard: past its mailbox, and past the supervisor.
     ///
     /// # Errors
@@ -292,6 +299,8 @@ impl Shell {
                         self.exited(child, exit, began.elapsed()).await;
                     }
                 }
+                // Whoever asked may have stopped waiting.
+                Some(Event::Ask(answer)) => drop(answer.send(())),
                 Some(Event::Shutdown(farewell)) => break Some(farewell),
                 None => break None,
             }
@@ -468,7 +477,9 @@ impl Shell {
                 life,
                 exit,
             } if *other == child => self.is_news(child, *life, exit).then_some(exit),
-            Event::Exited { .. } | Event::Started { .. } | Event::Shutdown(_) => None,
+            Event::Exited { .. } | Event::Started { .. } | Event::Ask(_) | Event::Shutdown(_) => {
+                None
+            }
         }
     }
 
@@ -496,7 +507,7 @@ impl Shell {
         }
         let farewell = |event| match event {
             Event::Shutdown(farewell) => Some(farewell),
-            Event::Started { .. } | Event::Exited { .. } => None,
+            Event::Started { .. } | Event::Exited { .. } | Event::Ask(_) => None,
         };
         events.into_iter().filter_map(farewell).collect()
     }

@@ -62,6 +62,8 @@ pub(super) enum Event {
     Started { child: usize, life: u64 },
     /// This life is over.
     Exited { child: usize, life: u64, exit: Exit },
+    /// Somebody asks whether the supervisor answers.
+    Ask(oneshot::Sender<()>),
     /// Somebody asked for the end.
     Shutdown(oneshot::Sender<ShutdownReport>),
 }
