@@ -1,13 +1,16 @@
 //! The bytes of every message between nodes, as kept in `golden/wire-1.txt`: a version that reads or writes them otherwise cannot
 //! share a cluster with the ones before it. A change of the protocol gets a file of its own; the old one stays.
+//! And a journal segment with every kind of record, `golden/journal-1.txt`: what a later version cannot read, it has lost.
 //!
-//! A new kind of message is added by `GOLDEN=write cargo test -p troupe-actors --test golden`; a line that changes is a new protocol.
+//! A new kind is added by `GOLDEN=write cargo test -p troupe-actors --test golden`; a line that changes is a new version.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use bytes::Bytes;
+use serde_json::json;
 use troupe_actors::id::{Attempt, AttemptId, Epoch, Generation, Incarnation, NodeId, TaskId};
+use troupe_actors::master::record::{self, Answer, Record, Snapshot, TryRecord};
 use troupe_actors::transport::frame::{Decoded, Decoder, encode};
 use troupe_actors::wire::{
     Acknowledge, ApiRequest, ApiResponse, Assign, Assignment, Cancel, DialBack, Envelope, Fenced,
@@ -18,9 +21,13 @@ use troupe_actors::wire::{
 
 const MAX_FRAME: usize = 1 << 20;
 
-fn path() -> PathBuf {
-    let name = format!("tests/golden/wire-{PROTOCOL_VERSION}.txt");
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(name)
+/// What is kept under this name; written anew when that is asked for.
+fn kept(name: &str, now: &[String]) -> String {
+    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    if std::env::var("GOLDEN").is_ok_and(|v| v == "write") {
+        std::fs::write(dir.join(name), now.join("\n") + "\n").unwrap();
+    }
+    std::fs::read_to_string(dir.join(name)).unwrap()
 }
 
 fn header() -> Header {
@@ -224,8 +231,11 @@ fn messages() -> Vec<Message> {
 
 fn line(message: &Message) -> String {
     let frame = encode(&header(), message, MAX_FRAME).unwrap();
-    let hex: String = frame.iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("{} {} {hex}", message.kind(), message.name())
+    format!("{} {} {}", message.kind(), message.name(), hex(&frame))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn bytes(line: &str) -> Vec<u8> {
@@ -238,10 +248,7 @@ fn bytes(line: &str) -> Vec<u8> {
 fn what_is_said_on_the_wire_is_what_was_said_before_and_what_was_said_is_understood() {
     let messages = messages();
     let lines: Vec<_> = messages.iter().map(line).collect();
-    if std::env::var("GOLDEN").is_ok_and(|v| v == "write") {
-        std::fs::write(path(), lines.join("\n") + "\n").unwrap();
-    }
-    let kept = std::fs::read_to_string(path()).unwrap();
+    let kept = kept(&format!("wire-{PROTOCOL_VERSION}.txt"), &lines);
     assert_eq!(kept.lines().collect::<Vec<_>>(), lines);
     for (line, message) in kept.lines().zip(messages) {
         let frame = bytes(line);
@@ -261,4 +268,70 @@ fn every_kind_of_message_is_kept() {
     // A kind that this build knows does not answer `None` even to an empty body.
     let known = (0..=u16::MAX).filter(|kind| !matches!(Message::decode_body(*kind, &[]), Ok(None)));
     assert_eq!(kept, known.collect());
+}
+
+/// A try that ended in the way of this number.
+fn tried(ending: u8) -> TryRecord {
+    // Its fields are its own; its names are part of what is kept.
+    let value = json!({
+        "attempt": attempt().attempt,
+        "worker": NodeId(0xfeed_0000_0000_0001),
+        "incarnation": Incarnation(42),
+        "started_ms": 1_795_478_551_001_u64,
+        "finished_ms": 1_795_478_551_070_u64,
+        "ending": ending,
+        "spent": true,
+        "blamed": ending == 0,
+    });
+    serde_json::from_value(value).unwrap()
+}
+
+/// One of each kind, and of each answer.
+fn records() -> Vec<Record> {
+    let task = attempt().task;
+    let finished = |answer, tried| Record::Finished {
+        task,
+        tried,
+        answer,
+        at_ms: 1_795_478_551_070,
+    };
+    let why = || "no such file".to_owned();
+    let fates = ["Done", "Failed", "Dead", "Cancelled"];
+    let fates = fates.map(|fate| (task, serde_json::from_value(json!(fate)).unwrap()));
+    vec![
+        Record::Accepted(spec()),
+        finished(Answer::Done(Bytes::from_static(b"21")), Some(tried(0))),
+        finished(Answer::Failed(why()), Some(tried(1))),
+        finished(Answer::Dead(why()), Some(tried(2))),
+        finished(Answer::Cancelled, None),
+        Record::Requeued {
+            task,
+            tried: Some(tried(3)),
+        },
+        Record::Retried { task },
+        Record::Snapshot(Box::new(Snapshot {
+            spec: spec(),
+            answer: Answer::Open,
+            finished_ms: 0,
+            tries: vec![tried(0), tried(1)],
+            refused: vec![(attempt().attempt, NodeId(7), why())],
+        })),
+        Record::Ids(fates.to_vec()),
+    ]
+}
+
+#[test]
+fn a_journal_segment_is_written_as_before_and_one_from_before_is_read() {
+    let mut segment = record::begin(1_795_478_000_000);
+    for record in records() {
+        record::append(&mut segment, &record);
+    }
+    let now = format!("segment {}", hex(&segment));
+    let kept = kept("journal-1.txt", std::slice::from_ref(&now));
+    let line = kept.trim_end();
+    assert_eq!(line, now);
+    assert_eq!(
+        record::read(&bytes(line)),
+        Ok((1_795_478_000_000, records()))
+    );
 }
