@@ -415,7 +415,10 @@ fn a_task_sent_again_under_its_id_across_a_fail_over_is_one_task() {
             .find(|n| n.name != master)
             .unwrap()
             .admin();
-        submit(&other, &lines).unwrap();
+        // It may be the one that was started a moment ago.
+        until("an answer", LONG, || {
+            submit(&other, &lines).ok_or("none".to_owned())
+        });
         // A node that has just begun to recover dies as well.
         cluster.node_mut(&master).restart();
         let sent = until("all are acknowledged again", LONG, || {

@@ -33,6 +33,8 @@ use crate::wire::ApiResponse;
 
 /// Wait before a request for the master is tried again when nothing else has changed.
 const AGAIN: Duration = Duration::from_millis(50);
+/// The code of an actor that does not answer in time.
+const HUNG: &str = "actor_hung";
 
 /// What all handlers of one life of AdminActor share.
 pub struct Office {
@@ -132,6 +134,28 @@ impl Office {
             .await
     }
 
+    /// Asks the master of this node for a change. When it does not answer in time nobody knows whether it was done.
+    pub(crate) async fn ask_for<M>(
+        &self,
+        to: &Recipient<M>,
+        message: M,
+    ) -> Result<M::Result, ApiError>
+    where
+        M: actix::Message + Send + 'static,
+        M::Result: Send,
+    {
+        let within = self.seed.settings.relay_timeout;
+        let answer = self.ask_within(within, "master", to, message).await;
+        answer.map_err(|error| match error.code.as_str() {
+            HUNG => ApiError::unavailable(
+                "unknown",
+                format!("{}; whether it was done is unknown", error.message),
+                1,
+            ),
+            _ => error,
+        })
+    }
+
     /// Asks an actor of this node, with this deadline.
     pub(crate) async fn ask_within<M>(
         &self,
@@ -153,7 +177,7 @@ impl Office {
             ),
             Ok(Err(MailboxError::Timeout)) | Err(_) => ApiError::new(
                 StatusCode::GATEWAY_TIMEOUT,
-                "actor_hung",
+                HUNG,
                 format!("the {actor} actor did not answer within {within:?}"),
             ),
         };
