@@ -245,6 +245,39 @@ fn kill_every_two_seconds(registry: &str) {
     assert!(tasks.len() >= acknowledged.len());
 }
 
+/// `tests/mixed COMMIT` builds the earlier one and names it in `TROUPE_TEST_OLD`.
+#[test]
+fn builds_of_two_commits_work_in_one_cluster_and_lose_nothing() {
+    let Ok(old) = std::env::var("TROUPE_TEST_OLD") else {
+        println!("SKIPPED: TROUPE_TEST_OLD names no earlier build");
+        return;
+    };
+    let mut cluster = Cluster::start_with(3, &ROOMY);
+    let addresses: Vec<String> = cluster.nodes.iter().map(Node::admin).collect();
+    let client = Client::start(addresses, 300);
+    // All old, then new one by one, then old again: each leads, and each follows, beside both.
+    for program in [&old, support::TROUPE, &old] {
+        for name in ["n1", "n2", "n3"] {
+            cluster.node_mut(name).become_program(program);
+            cluster.wait_whole();
+            let (master, epoch) = until("a master", LONG, || {
+                cluster.node(name).master().ok_or("none".to_owned())
+            });
+            println!("{name} runs {program}; {master} leads under {epoch}");
+            // Work goes on in this company for a while.
+            std::thread::sleep(Duration::from_secs(2));
+        }
+    }
+    let (acknowledged, refusals) = client.finish();
+    let tasks = check_all_done(&cluster.nodes[0], &acknowledged);
+    let (attempts, refused) = executions(&tasks);
+    println!(
+        "{} tasks acknowledged and done, {attempts} attempts in their receipts, {refused} results refused; answers other than yes: {refusals:?}",
+        acknowledged.len()
+    );
+    assert!(acknowledged.len() > 1000);
+}
+
 #[test]
 fn a_stopped_workers_tasks_finish_elsewhere_and_its_late_results_are_refused() {
     let cluster = Cluster::start_with(3, &ROOMY);

@@ -368,7 +368,7 @@ impl Node {
             .chain(named)
             .chain(more.iter().map(|s| (*s).to_owned()))
             .collect();
-        let process = spawn(netns.as_deref(), &args);
+        let process = spawn(netns.as_deref(), TROUPE, &args);
         Self {
             process,
             name: name.to_owned(),
@@ -382,7 +382,19 @@ impl Node {
     /// Kills it with -9 if it still runs, and starts it again with the same arguments.
     pub fn restart(&mut self) {
         self.process.kill();
-        self.process = spawn(self.netns.as_deref(), &self.args);
+        self.process = spawn(self.netns.as_deref(), TROUPE, &self.args);
+    }
+
+    /// Tells it to stop, waits until it has, and starts it again with the same arguments as this program.
+    pub fn become_program(&mut self, program: &str) {
+        self.process.signal(Signal::TERM);
+        assert_eq!(
+            self.process.wait(2 * LONG),
+            Some(0),
+            "{} leaves in order",
+            self.name
+        );
+        self.process = spawn(self.netns.as_deref(), program, &self.args);
     }
 
     /// Its admin API.
@@ -481,8 +493,8 @@ impl Node {
     }
 }
 
-fn spawn(netns: Option<&str>, args: &[String]) -> Process {
-    let mut command = inside(netns, TROUPE);
+fn spawn(netns: Option<&str>, program: &str, args: &[String]) -> Process {
+    let mut command = inside(netns, program);
     command.args(args);
     clean_env(&mut command);
     Process::start(&mut command)
