@@ -225,6 +225,18 @@ pub enum RegistryCommand {
         #[arg(long, hide = true)]
         dev_child: bool,
     },
+    /// Copies the durable tasks to another registry, while all nodes are stopped.
+    Copy {
+        /// The registry that has them, such as http://127.0.0.1:2379.
+        #[arg(long, value_name = "URL")]
+        from: String,
+        /// The one that is to have them.
+        #[arg(long, value_name = "URL")]
+        to: String,
+        /// Whose.
+        #[arg(long, default_value = "troupe", value_name = "NAME")]
+        cluster: String,
+    },
     /// Keys with owner, lease, remaining ttl and stale marks.
     Ls {
         /// Under this prefix.

@@ -580,3 +580,58 @@ fn kill_everything_and_start_again_and_every_acknowledged_task_is_there() {
     assert_eq!(second.status.code(), Some(78), "{second:?}");
     assert!(String::from_utf8_lossy(&second.stderr).contains("/proc/nowhere"));
 }
+
+#[test]
+fn the_durable_tasks_of_the_embedded_registry_go_on_with_etcd() {
+    let dir = tempfile::tempdir().unwrap();
+    let port = support::free_port();
+    let embedded = format!("http://127.0.0.1:{port}");
+    let _registry = on_disk(dir.path(), port);
+    let etcd = support::Etcd::start();
+    let copy = |to: &str| {
+        let copied = std::process::Command::new(support::TROUPE)
+            .args(["registry", "copy", "--from", &embedded, "--to", to])
+            .output()
+            .unwrap();
+        let said = [copied.stdout, copied.stderr].concat();
+        let said = String::from_utf8_lossy(&said).into_owned();
+        println!("{said}");
+        (copied.status.code(), said)
+    };
+    let mut node = Node::start_with("n1", &embedded, &ROOMY);
+    node.wait_members(&["n1"], LONG);
+    let ids: Vec<TaskId> = (0..300).map(|_| fresh_id()).collect();
+    let task = |id: &TaskId| {
+        json!({"id": id, "job": "multiply", "input": {"number": 42}, "delay": "5s"}).to_string()
+    };
+    let lines: Vec<String> = ids.iter().map(task).collect();
+    let answers = until("they are acknowledged", LONG, || {
+        let answers = submit(&node.admin(), &lines).ok_or("no answer")?;
+        answers.into_iter().collect::<Result<BTreeSet<_>, _>>()
+    });
+    assert_eq!(answers.len(), 300);
+    let (code, said) = copy(&etcd.url());
+    assert_eq!(code, Some(1));
+    assert!(
+        said.contains("is registered in the registry to copy from"),
+        "{said}"
+    );
+    node.process.signal(Signal::TERM);
+    assert_eq!(node.process.wait(LONG), Some(0));
+    assert_eq!(copy(&etcd.url()).0, Some(0));
+    // Interrupted and done again, it is the same.
+    assert_eq!(copy(&etcd.url()).0, Some(0));
+    let node = Node::start_with("n2", &etcd.url(), &ROOMY);
+    node.wait_members(&["n2"], LONG);
+    assert_eq!(copy(&etcd.url()).0, Some(1), "a node is registered there");
+    let tasks = check_all_done(&node, &answers);
+    assert_eq!(tasks.len(), 300);
+    let mine = json!({"job": "noop", "input": 1}).to_string();
+    assert!(request(&node.admin(), "POST", "/v1/tasks", &mine).is_some());
+    drop(node);
+    let own = support::Etcd::start();
+    own.say(&["put", "/troupe/journal/0-0/1", "x"]);
+    let (code, said) = copy(&own.url());
+    assert_eq!(code, Some(1));
+    assert!(said.contains("a journal of its own"), "{said}");
+}

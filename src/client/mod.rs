@@ -112,6 +112,9 @@ async fn dispatch(api: &Api, screen: &Screen, command: Command) -> Result<(), Fa
         Command::Registry(RegistryCommand::Ls { prefix }) => {
             registry::list(api, screen, &prefix).await
         }
+        Command::Registry(RegistryCommand::Copy { from, to, cluster }) => {
+            registry::copy(screen, &from, &to, &cluster).await
+        }
         Command::Registry(RegistryCommand::Get { prefix }) => {
             registry::get(api, screen, &prefix).await
         }

@@ -6,10 +6,13 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::time::sleep;
 use troupe_actors::admin::RegistryView;
-use troupe_actors::registry::KeyView;
+use troupe_actors::registry::copy;
+use troupe_actors::registry::etcd::EtcdBackend;
+use troupe_actors::registry::session::Keys;
+use troupe_actors::registry::{KeyView, Timeouts};
 
 use super::api::{Api, Failure, Json, query};
-use super::say::Screen;
+use super::say::{Screen, complain};
 use super::{read, show};
 
 /// Pause between two looks of `watch`.
@@ -55,6 +58,32 @@ pub(super) async fn watch(api: &Api, screen: &Screen, prefix: &str) -> Result<()
         known = Some(now);
         sleep(LOOK_EVERY).await;
     }
+}
+
+/// `troupe registry copy`.
+pub(super) async fn copy(
+    screen: &Screen,
+    from: &str,
+    to: &str,
+    cluster: &str,
+) -> Result<(), Failure> {
+    let backend = |flag: &str, url: &str| {
+        let backend = EtcdBackend::new(vec![url.to_owned()], Timeouts::default());
+        backend.map_err(|why| Failure::Usage(format!("{flag} {url:?}: {why}")))
+    };
+    let (source, target) = (backend("--from", from)?, backend("--to", to)?);
+    let copied = copy::copy(&Keys::new(cluster), &source, &target).await;
+    let copied = copied.map_err(|why| {
+        complain(&why.to_string());
+        Failure::Failed
+    })?;
+    let value = json!({ "segments": copied.segments, "bytes": copied.bytes });
+    screen.value(&value, || {
+        format!(
+            "{} segments, {} bytes: the durable tasks of {cluster} are there; name the new registry to all nodes",
+            copied.segments, copied.bytes
+        )
+    })
 }
 
 #[derive(Debug, PartialEq)]

@@ -17,6 +17,7 @@ use futures_util::stream::BoxStream;
 pub mod actor;
 #[doc(hidden)]
 pub mod contract;
+pub mod copy;
 pub mod embedded;
 pub mod etcd;
 mod keeper;
