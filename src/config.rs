@@ -31,6 +31,8 @@ pub struct Config {
     pub registry: RegistrySettings,
     /// Where the embedded registry keeps its data, when this node serves it.
     pub data_dir: Option<String>,
+    /// How it is let in.
+    pub access: RegistryAccess,
     /// Heartbeats, suspicion, election.
     pub discovery: DiscoverySettings,
     /// Sessions between nodes.
@@ -60,6 +62,21 @@ pub struct SecuritySettings {
     pub accept_secret_file: Option<String>,
 }
 
+/// Of `[registry]`: TLS and the user.
+#[derive(Clone, Debug, Default)]
+pub struct RegistryAccess {
+    /// The certificates that the registry's is checked by, PEM.
+    pub ca_file: Option<String>,
+    /// Our certificate, PEM.
+    pub cert_file: Option<String>,
+    /// Its key, PEM.
+    pub key_file: Option<String>,
+    /// Our name there.
+    pub user: Option<String>,
+    /// The file with its password.
+    pub password_file: Option<String>,
+}
+
 /// `[node]`.
 #[derive(Clone, Debug)]
 pub struct NodeSettings {
@@ -85,7 +102,12 @@ impl Config {
     /// Where the admin API listens.
     pub fn admin(&self) -> SocketAddr {
         self.node.admin.unwrap_or_else(|| {
-            SocketAddr::from(([127, 0, 0, 1], self.node.bind.port().wrapping_add(1)))
+            // Where any port will do for the one, any will do for the other.
+            let port = match self.node.bind.port() {
+                0 => 0,
+                port => port.wrapping_add(1),
+            };
+            SocketAddr::from(([127, 0, 0, 1], port))
         })
     }
 
@@ -104,6 +126,7 @@ impl Config {
             },
             registry: RegistrySettings::default(),
             data_dir: None,
+            access: RegistryAccess::default(),
             discovery: DiscoverySettings::default(),
             transport: TransportSettings::default(),
             generator: GeneratorSettings::default(),
@@ -238,6 +261,11 @@ keys! {
     "node.drain" duration(0, 86_400_000): node.drain;
     "registry.endpoints" urls: registry.endpoints;
     "registry.data_dir" optional_text: data_dir;
+    "registry.ca_file" optional_text: access.ca_file;
+    "registry.cert_file" optional_text: access.cert_file;
+    "registry.key_file" optional_text: access.key_file;
+    "registry.user" optional_text: access.user;
+    "registry.password_file" optional_text: access.password_file;
     "registry.ttl" duration(2_000, 86_400_000): registry.ttl;
     "registry.renew" duration(500, 43_200_000): registry.renew;
     "registry.connect_timeout" duration(10, 60_000): registry.timeouts.connect;
@@ -623,6 +651,31 @@ const RULES: &[Rule] = &[
         |c| c.registry.retry_max >= c.registry.retry_min,
     ),
     (
+        &["registry.endpoints", "registry.ca_file"],
+        "https:// endpoints and registry.ca_file go together: without it nobody can tell whose certificate that is",
+        |c| {
+            let mut tls = c
+                .registry
+                .endpoints
+                .iter()
+                .map(|e| e.starts_with("https://"));
+            tls.all(|tls| tls == c.access.ca_file.is_some())
+        },
+    ),
+    (
+        &["registry.cert_file", "registry.key_file"],
+        "registry.cert_file and registry.key_file go together, and with registry.ca_file",
+        |c| {
+            let (cert, key) = (c.access.cert_file.is_some(), c.access.key_file.is_some());
+            cert == key && (!cert || c.access.ca_file.is_some())
+        },
+    ),
+    (
+        &["registry.user", "registry.password_file"],
+        "registry.user and registry.password_file go together",
+        |c| c.access.user.is_some() == c.access.password_file.is_some(),
+    ),
+    (
         &["transport.redial_min", "transport.redial_max"],
         "transport.redial_max must not be below transport.redial_min",
         |c| c.transport.redial_max >= c.transport.redial_min,
@@ -645,7 +698,7 @@ const RULES: &[Rule] = &[
     (
         &["node.bind", "node.admin"],
         "node.bind and node.admin must not be the same port",
-        |c| c.node.bind.port() != c.admin().port(),
+        |c| c.node.bind.port() == 0 || c.node.bind.port() != c.admin().port(),
     ),
     (
         &["security.secret_file", "security.accept_secret_file"],

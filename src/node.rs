@@ -213,8 +213,10 @@ impl Node {
         config.registry.endpoints.clone_from(&endpoints);
         let bad = |err| format!("registry.endpoints: {err}");
         let timeouts = config.registry.timeouts;
-        let backend = EtcdBackend::new(endpoints.clone(), timeouts).map_err(bad)?;
-        let journal = EtcdBackend::new(endpoints, timeouts).map_err(bad)?;
+        let access = security::registry_access(&config)?;
+        let connect = |endpoints| EtcdBackend::with_access(endpoints, timeouts, access.clone());
+        let backend = connect(endpoints.clone()).map_err(bad)?;
+        let journal = connect(endpoints).map_err(bad)?;
         let jobs = all_jobs(&config, own);
         let id = NodeId::random(&mut rand::rng());
         let tls = security::tls(&config, id)?;

@@ -208,6 +208,11 @@ fn the_documented_defaults_are_the_defaults() {
                 "tags =",
                 "data_dir =",
                 "secret_file =",
+                "ca_file =",
+                "cert_file =",
+                "key_file =",
+                "user =",
+                "password_file =",
                 "accept_secret_file =",
             ];
             let setting = setting.filter(|l| !example.iter().any(|e| l.starts_with(e)));

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use etcd_client::proto::{PbLeaseKeepAliveRequest, PbLeaseKeepAliveResponse};
-use etcd_client::{Error as EtcdError, GetOptions, ResponseHeader, TlsOptions, WatchOptions};
+use etcd_client::{Error as EtcdError, GetOptions, ResponseHeader, WatchOptions};
 use futures_util::future::{BoxFuture, FutureExt};
 use futures_util::stream::{self, StreamExt};
 use tonic::Status as GrpcStatus;
@@ -31,6 +31,7 @@ use super::{
 mod convert;
 mod links;
 
+pub use etcd_client::{Certificate, Identity, TlsOptions};
 pub use links::Dial;
 
 use convert::{batch, etcd_txn, kv, prefix_range, read_of, seconds_of, stamp};
@@ -46,6 +47,15 @@ const LARGEST_PAGE: i64 = 1000;
 const PAGE_BYTES: usize = 2 << 20;
 /// How often a listing begins anew because its revision was compacted between two pages.
 const LISTINGS: usize = 3;
+/// How a registry lets us in; by default in the clear, without a user.
+#[derive(Clone, Default)]
+pub struct Access {
+    /// The certificates, for `https://` endpoints.
+    pub tls: Option<TlsOptions>,
+    /// Name and password.
+    pub user: Option<(String, String)>,
+}
+
 /// A registry that speaks etcd's protocol. Cheap to clone; clones share their connections.
 ///
 /// Making one does nothing on the network and needs no runtime. Connections are made at the first call and are driven by
@@ -61,20 +71,20 @@ impl EtcdBackend {
     /// # Errors
     /// No endpoint, or one that is not a URL.
     pub fn new(endpoints: Vec<String>, timeouts: Timeouts) -> Result<Self, RegistryError> {
-        Self::build(&endpoints, timeouts, None, Arc::new(Endpoint::connect_lazy))
+        Self::with_access(endpoints, timeouts, Access::default())
     }
 
-    /// As [`EtcdBackend::new`], over TLS.
+    /// As [`EtcdBackend::new`], over TLS or as a user.
     ///
     /// # Errors
     /// No endpoint, one that is not a URL, or certificates that cannot be used.
-    pub fn with_tls(
+    pub fn with_access(
         endpoints: Vec<String>,
         timeouts: Timeouts,
-        tls: TlsOptions,
+        access: Access,
     ) -> Result<Self, RegistryError> {
         let dial: Dial = Arc::new(Endpoint::connect_lazy);
-        Self::build(&endpoints, timeouts, Some(&tls), dial)
+        Self::build(&endpoints, timeouts, access, dial)
     }
 
     /// As [`EtcdBackend::new`], with another way to connect.
@@ -86,16 +96,16 @@ impl EtcdBackend {
         timeouts: Timeouts,
         dial: Dial,
     ) -> Result<Self, RegistryError> {
-        Self::build(&endpoints, timeouts, None, dial)
+        Self::build(&endpoints, timeouts, Access::default(), dial)
     }
 
     fn build(
         endpoints: &[String],
         timeouts: Timeouts,
-        tls: Option<&TlsOptions>,
+        access: Access,
         dial: Dial,
     ) -> Result<Self, RegistryError> {
-        let links = Links::new(endpoints, timeouts, tls, dial)?;
+        let links = Links::new(endpoints, timeouts, access, dial)?;
         Ok(Self {
             links: Arc::new(links),
         })

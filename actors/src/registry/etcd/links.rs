@@ -14,6 +14,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, ConnectError, Status as GrpcStatus};
 
 use super::super::{RegistryError, Timeouts};
+use super::Access;
 
 /// How often each endpoint is tried in one call: the second time over a new connection, because the first may have been
 /// standing since before the server restarted.
@@ -32,6 +33,7 @@ pub(super) struct Links {
     current: AtomicUsize,
     names: String,
     timeouts: Timeouts,
+    user: Option<(String, String)>,
     dial: Dial,
 }
 
@@ -78,13 +80,16 @@ impl Slot {
         })
     }
 
-    async fn link(&self, dial: &Dial) -> Result<Link, EtcdError> {
+    async fn link(&self, dial: &Dial, user: Option<&(String, String)>) -> Result<Link, EtcdError> {
         if let Some(link) = self.held().clone() {
             return Ok(link);
         }
         let channel = dial(&self.endpoint);
-        // Without a user this does not wait for anything.
-        let options = ConnectOptions::new().with_require_leader(true);
+        // Without a user this waits for nothing, with one for its token.
+        let mut options = ConnectOptions::new().with_require_leader(true);
+        if let Some((name, password)) = user {
+            options = options.with_user(name, password);
+        }
         let client =
             Client::from_channel(ClientChannel::Tonic(channel.clone()), Some(options)).await?;
         let link = Link {
@@ -132,7 +137,7 @@ impl Links {
     pub(super) fn new(
         endpoints: &[String],
         timeouts: Timeouts,
-        tls: Option<&TlsOptions>,
+        access: Access,
         dial: Dial,
     ) -> Result<Self, RegistryError> {
         if endpoints.is_empty() {
@@ -140,13 +145,14 @@ impl Links {
         }
         let slots = endpoints
             .iter()
-            .map(|url| Slot::new(url, timeouts, tls))
+            .map(|url| Slot::new(url, timeouts, access.tls.as_ref()))
             .collect::<Result<_, _>>()?;
         Ok(Self {
             slots,
             current: AtomicUsize::new(0),
             names: endpoints.join(","),
             timeouts,
+            user: access.user,
             dial,
         })
     }
@@ -214,10 +220,17 @@ impl Links {
     where
         F: Future<Output = Result<T, EtcdError>>,
     {
-        let link = slot
-            .link(&self.dial)
-            .await
-            .map_err(|e| Failure::NeverLeft(e.to_string()))?;
+        let link = match timeout(share, slot.link(&self.dial, self.user.as_ref())).await {
+            Ok(Ok(link)) => link,
+            // Whatever became of our greeting, the call itself was not made.
+            Ok(Err(error)) => {
+                return Err(match classify(error, lease) {
+                    Failure::Unknown(why) => Failure::NeverLeft(why),
+                    other => other,
+                });
+            }
+            Err(_) => return Err(Failure::NeverLeft(format!("no token within {share:?}"))),
+        };
         let failure = match timeout(share, op(link.clone())).await {
             Ok(Ok(answer)) => return Ok(answer),
             Ok(Err(error)) => classify(error, lease),
@@ -252,10 +265,14 @@ pub(super) fn classify(error: EtcdError, lease: i64) -> Failure {
         Code::OutOfRange if why.contains("has been compacted") => {
             Failure::Answered(RegistryError::Compacted { oldest: 0 })
         }
+        // Tokens end, also with a restart of the server: the next try asks for another.
+        Code::Unauthenticated if why.contains("invalid auth token") => Failure::NeverLeft(why),
+        Code::PermissionDenied => Failure::Answered(refused(format!(
+            "{why}: the user may not do this; its role needs to read and write the cluster's prefix"
+        ))),
         Code::InvalidArgument
         | Code::NotFound
         | Code::AlreadyExists
-        | Code::PermissionDenied
         | Code::Unauthenticated
         | Code::ResourceExhausted
         | Code::FailedPrecondition
