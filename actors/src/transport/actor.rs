@@ -42,6 +42,8 @@ use crate::id::{Incarnation, NodeId};
 use crate::time::{now, unix_ms};
 use crate::wire::{Class, DialBack, Envelope, Message as WireMessage};
 
+/// Callers without the secret are spoken of this often.
+const STRANGERS_EVERY: Duration = Duration::from_secs(10);
 /// Messages waiting for the actor; whoever hands in more waits (or is told, with `try_send`).
 const MAILBOX: usize = 1024;
 /// Refusals told so far, so that each is told once; forgotten all at once beyond this.
@@ -632,10 +634,16 @@ async fn receive(
     // The life before may still hold it for a moment.
     let mut port = port.lock().await;
     let mut handshakes = JoinSet::new();
+    let mut strangers = Strangers::default();
     loop {
         tokio::select! {
             biased;
-            Some(_) = handshakes.join_next() => {}
+            Some(ended) = handshakes.join_next() => {
+                // One that was cancelled was our own doing.
+                if let Ok(Err(stranger)) = ended {
+                    strangers.refused(&stranger);
+                }
+            }
             Some(incoming) = port.recv() => match Arc::clone(&slots).try_acquire_owned() {
                 Ok(slot) => {
                     handshakes.spawn_local(listen_to(incoming, within, to.clone(), slot, tls.clone()));
@@ -649,33 +657,54 @@ async fn receive(
     }
 }
 
+/// Somebody who could not show that it has the cluster's secret.
+struct Stranger {
+    remote: SocketAddr,
+    why: String,
+}
+
+/// Counts strangers, and says so now and then: they may come as often as they like.
+#[derive(Default)]
+struct Strangers {
+    refused: u64,
+    said: Option<tokio::time::Instant>,
+}
+
+impl Strangers {
+    fn refused(&mut self, stranger: &Stranger) {
+        self.refused += 1;
+        let now = tokio::time::Instant::now();
+        if self.said.is_none_or(|at| now - at >= STRANGERS_EVERY) {
+            self.said = Some(now);
+            log::warn!(target: "transport", event = "security.stranger", address:display = stranger.remote, reason = stranger.why.as_str(), refused = self.refused; "refused callers that do not have the cluster's secret, or whose clock is wrong");
+        }
+    }
+}
+
 async fn listen_to(
     incoming: Incoming,
     within: Duration,
     to: Recipient<Caller>,
     slot: OwnedSemaphorePermit,
     tls: Option<Arc<super::tls::Tls>>,
-) {
+) -> Result<(), Stranger> {
     let remote = incoming.remote;
     let Ok(mut stream) = (incoming.open)() else {
-        return;
+        return Ok(());
     };
     if let Some(tls) = tls {
         stream = match tls.accept(stream, within).await {
             Ok(stream) => stream,
-            Err(why) => {
-                log::debug!(target: "transport", event = "session.refused", address:display = remote, reason = why.as_str(); "TLS handshake failed");
-                return;
-            }
+            Err(why) => return Err(Stranger { remote, why }),
         };
     }
     let hello = match session::read_greeting(&mut stream.reader, within).await {
         Ok(Greeting::Hello(hello)) => Ok(hello),
         Err(GreetingError::Bad(HandshakeError::OtherVersion { theirs })) => Err(theirs),
-        Ok(Greeting::Welcome(_) | Greeting::Refusal(_)) => return,
+        Ok(Greeting::Welcome(_) | Greeting::Refusal(_)) => return Ok(()),
         Err(why) => {
             log::debug!(target: "transport", address:display = remote, reason:display = why; "handshake failed");
-            return;
+            return Ok(());
         }
     };
     to.do_send(Caller {
@@ -684,6 +713,7 @@ async fn listen_to(
         remote,
         slot,
     });
+    Ok(())
 }
 
 /// Somebody said hello (or did so in another version).
