@@ -88,8 +88,9 @@ impl Session {
     pub(super) async fn run(self) {
         let settings = &self.seed.settings;
         let mut backoff = Backoff::new(settings.retry_min, settings.retry_max);
+        let mut why = "begin";
         loop {
-            let Err(err) = self.hold(&mut backoff).await else {
+            let Err(err) = self.hold(&mut backoff, &mut why).await else {
                 return;
             };
             self.went_down(&err);
@@ -101,9 +102,16 @@ impl Session {
         }
     }
 
-    /// One session: ends with the error that broke it, or well when we have retired.
-    async fn hold(&self, backoff: &mut Backoff) -> Result<(), RegistryError> {
+    /// One session: ends with the error that broke it, or well when we have retired. `why` is for what all is listed anew.
+    async fn hold(
+        &self,
+        backoff: &mut Backoff,
+        why: &mut &'static str,
+    ) -> Result<(), RegistryError> {
         self.relist().await?;
+        log::debug!(target: "registry", event = "registry.listed", reason = *why; "all is listed, and watched from there on");
+        // Whatever ends the session but a watch is a question that was not answered.
+        *why = "silence";
         backoff.reset();
         self.came_up().await;
         let mut watches = self.open_watches().await?;
@@ -126,13 +134,15 @@ impl Session {
             tokio::select! {
                 biased;
                 batch = watches.next() => {
-                    let batch = batch.unwrap_or_else(|| Err(self.unreachable("every watch was closed")))?;
+                    let batch = batch.unwrap_or_else(|| Err(self.unreachable("every watch was closed")));
+                    let batch = batch.inspect_err(|err| *why = ended_by(err))?;
                     self.shared.borrow_mut().mirror.apply(batch);
                     self.follow_generation().await?;
                 }
                 () = self.nudge.notified() => {
                     if !planted::is("never-relist") {
                         self.relist().await?;
+                        log::debug!(target: "registry", event = "registry.listed", reason = "doubt"; "all is listed again");
                     }
                 }
                 () = sleep_until_some(register_at) => {
@@ -895,6 +905,14 @@ fn taken_words(me: &Registration, leftover: &Leftover) -> String {
         me.host,
         me.address()
     )
+}
+
+/// What ended a watch.
+fn ended_by(err: &RegistryError) -> &'static str {
+    match err {
+        RegistryError::Compacted { .. } => "compaction",
+        _ => "watch ended",
+    }
 }
 
 fn refused(err: serde_json::Error) -> RegistryError {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use troupe_actors::supervisor::How;
+use troupe_actors::testkit::coverage::EQUAL_HALVES;
 
 use crate::node::Make;
 
@@ -69,6 +70,29 @@ pub enum Fault {
         by: Duration,
         lasting: Duration,
     },
+}
+
+impl Fault {
+    /// Its kind in a cluster of so many nodes, for the count of faults; empty when it is counted by what it sets off.
+    pub fn kind(&self, nodes: usize) -> &'static str {
+        match self {
+            Self::Crash { .. } => "kill -9",
+            Self::PowerLoss { .. } => "power loss",
+            Self::Split { side, .. } if side.len() == nodes => "",
+            Self::Split { side, .. } if side.len() * 2 == nodes => EQUAL_HALVES,
+            Self::Split { .. } => "split",
+            Self::OneWay { .. } => "one-way cut",
+            Self::NoRegistry { .. } => "no registry",
+            Self::RegistryDown { .. } => "registry replaced by an empty one",
+            Self::Revoke { .. } => "lease revoked",
+            Self::Unregister { .. } => "registration deleted",
+            Self::NewGeneration => "new generation",
+            Self::Kill { .. } => "",
+            Self::StepDown { .. } => "step-down",
+            Self::Drain { .. } => "drain",
+            Self::Slow { .. } => "slow link",
+        }
+    }
 }
 
 /// One run.

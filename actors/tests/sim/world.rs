@@ -10,6 +10,7 @@ use troupe_actors::cluster::MemberState;
 use troupe_actors::id::{NodeId, TaskId};
 use troupe_actors::supervisor::How;
 use troupe_actors::testkit::capture::capture;
+use troupe_actors::testkit::coverage::Coverage;
 use troupe_actors::testkit::invariants::{Invariants, Terms, Violation};
 use troupe_actors::testkit::trace::Record;
 use troupe_actors::{chance, time};
@@ -45,10 +46,8 @@ pub struct Outcome {
     pub plan: Plan,
     pub trace: Vec<Record>,
     pub violation: Option<Violation>,
-    pub counts: BTreeMap<String, u64>,
+    pub coverage: Coverage,
     pub simulated: Duration,
-    /// From the end of the faults to agreement.
-    pub settled_after: Option<Duration>,
 }
 
 /// Something to do at a time.
@@ -69,6 +68,7 @@ struct World<'a> {
     stage: Shared,
     plan: Plan,
     invariants: Invariants,
+    coverage: Coverage,
     due: BTreeMap<(Duration, u64), Act>,
     made: u64,
     /// Faults of links that last, by number.
@@ -96,10 +96,9 @@ pub fn run(plan: Plan) -> Outcome {
     let stage = Shared::default();
     prepare(&plan, &stage);
     let mut world = World::new(plan, stage.clone());
-    let mut settled_after = None;
-    let result = world.play(&mut settled_after);
+    let result = world.play();
     let (plan, simulated) = (world.plan.clone(), world.sim.elapsed());
-    let counts = world.invariants.counts().clone();
+    let coverage = world.coverage.clone();
     // What is torn down says nothing that counts.
     capture(None);
     drop(world);
@@ -111,9 +110,8 @@ pub fn run(plan: Plan) -> Outcome {
         plan,
         trace,
         violation: result.err(),
-        counts,
+        coverage,
         simulated,
-        settled_after,
     }
 }
 
@@ -165,6 +163,7 @@ impl World<'_> {
             sim,
             stage,
             invariants: Invariants::new(terms),
+            coverage: Coverage::default(),
             due,
             made: 1000,
             links: BTreeMap::new(),
@@ -175,16 +174,14 @@ impl World<'_> {
         }
     }
 
-    fn play(&mut self, settled_after: &mut Option<Duration>) -> Result<(), Violation> {
+    fn play(&mut self) -> Result<(), Violation> {
         // Forming is a phase of its own: starting is a fault like any other to those who are there.
         let latest = self.plan.starts.iter().max().copied().unwrap_or_default();
         self.for_time(latest + Duration::from_millis(10))?;
         self.settle()?;
         self.fault_phase()?;
         self.end_faults()?;
-        let began = self.sim.elapsed();
         self.settle()?;
-        *settled_after = Some(self.sim.elapsed().saturating_sub(began));
         if self.plan.loses_segments() {
             // A stream that lost a segment looks well until its idle time is over.
             self.for_time(STUCK)?;
@@ -279,6 +276,7 @@ impl World<'_> {
     fn check(&mut self) -> Result<(), Violation> {
         let stage = self.stage.borrow();
         for record in &stage.trace[self.read..] {
+            self.coverage.observe(record);
             self.invariants.observe(record)?;
             unplanned(record)?;
             if record.event == "peer.condemned" && self.plan.is_harmless() {
@@ -310,7 +308,8 @@ impl World<'_> {
         match act {
             Act::Begin(n, fault) => {
                 let what = format!("{fault:?}");
-                self.world("sim.fault", &[("what", &what)]);
+                let kind = fault.kind(self.plan.nodes);
+                self.world("sim.fault", &[("what", &what), ("kind", kind)]);
                 self.begin(n, fault);
             }
             Act::End(n, fault) => {
@@ -340,7 +339,11 @@ impl World<'_> {
                 let node = name(node);
                 self.world(
                     "sim.fault",
-                    &[("what", "an actor is killed"), ("machine", &node)],
+                    &[
+                        ("what", "an actor is killed"),
+                        ("kind", "an actor killed"),
+                        ("machine", &node),
+                    ],
                 );
                 self.stage.borrow().order(&node, Order::Kill(actor, how));
             }
