@@ -418,6 +418,8 @@ impl Session {
             }
             Err(RegistryError::LeaseLost { .. }) => {
                 self.drop_own_registration().await?;
+                // It may be gone already, and the watch has not said so: only a listing shows it.
+                self.relist().await?;
                 Ok(Some(Duration::ZERO))
             }
             Err(err) => Err(err),
