@@ -195,7 +195,8 @@ impl Session {
             let found = shared.mirror.generation(&self.keys);
             (found, shared.generation, revision)
         };
-        let restored = continuity == Continuity::Replaced && found == known;
+        // Whoever made it may have known less, or have a wall clock that is behind.
+        let restored = continuity == Continuity::Replaced && found <= known;
         let settled = if found.0 == 0 || restored {
             let value = if planted::is("generation-does-not-rise") && known.0 != 0 {
                 known.0
