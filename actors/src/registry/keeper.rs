@@ -195,7 +195,8 @@ impl Session {
             let found = shared.mirror.generation(&self.keys);
             (found, shared.generation, revision)
         };
-        let restored = continuity == Continuity::Replaced && found == known;
+        // Whoever made it may have known less, or have a wall clock that is behind.
+        let restored = continuity == Continuity::Replaced && found <= known;
         let settled = if found.0 == 0 || restored {
             let value = if planted::is("generation-does-not-rise") && known.0 != 0 {
                 known.0
@@ -418,6 +419,8 @@ impl Session {
             }
             Err(RegistryError::LeaseLost { .. }) => {
                 self.drop_own_registration().await?;
+                // It may be gone already, and the watch has not said so: only a listing shows it.
+                self.relist().await?;
                 Ok(Some(Duration::ZERO))
             }
             Err(err) => Err(err),

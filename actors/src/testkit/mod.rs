@@ -10,7 +10,13 @@
 
 pub mod capture;
 pub mod coverage;
+//! through, [`slices`] sums it, [`hunt`] hunts planted bugs through them. [`node`] is what they run.
+
+pub mod capture;
+pub mod coverage;
+pub mod hunt;
 pub mod invariants;
+pub mod node;
 pub mod registry;
 pub mod runner;
 pub mod slices;

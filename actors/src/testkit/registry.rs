@@ -31,6 +31,8 @@ pub struct History {
     revision: i64,
     generation: Generation,
     generated: Duration,
+    /// An empty registry took the place of the one before, and nobody has made a generation since.
+    fresh: bool,
     /// Who made each epoch.
     owners: BTreeMap<Epoch, NodeId>,
 }
@@ -41,6 +43,7 @@ impl History {
         match record.event.as_str() {
             "sim.replaced" => {
                 self.keys.clear();
+                self.fresh = true;
                 None
             }
             "sim.put" => self.put(record),
@@ -76,7 +79,11 @@ impl History {
             let generation = Generation(value.parse().unwrap_or(0));
             // Seconds tell registries apart that lived for longer; two within a second are told apart by their revisions.
             let brief = record.at.saturating_sub(self.generated) < BRIEF;
-            if generation < self.generation || (generation == self.generation && !brief) {
+            // The first in an empty one may be made by somebody who knew nothing, or whose wall clock is behind: those who know
+            // better make another.
+            let risen = generation > self.generation || (generation == self.generation && brief);
+            let fresh = std::mem::take(&mut self.fresh);
+            if !(risen || fresh) {
                 return Some(format!("generation {value} does not rise"));
             }
             self.generation = generation;

@@ -40,6 +40,8 @@ use tonic::transport::server::{Connected, Router, TcpIncoming};
 
 mod check;
 mod convert;
+#[cfg(feature = "testkit")]
+pub mod direct;
 mod disk;
 mod error;
 mod kv;
