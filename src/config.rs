@@ -285,6 +285,7 @@ keys! {
     "discovery.mesh" count(2, 1_000): discovery.mesh;
     "discovery.ring" count(1, 1_000): discovery.ring;
     "discovery.master_turn_limit" duration(500, 600_000): discovery.master_turn_limit;
+    "discovery.local_health" switch: discovery.local_health;
     "discovery.weight" weight: discovery.weight;
     "discovery.eligible" switch: discovery.eligible;
     "transport.max_frame" count(524_288, 67_108_864): transport.max_frame;

@@ -269,28 +269,24 @@ fn tree() -> String {
             lines.push(format!("  {name:<12} {}", inside.join(" · ")));
         }
     }
-    let tests: Vec<String> = files(".rs")
-        .iter()
-        .filter_map(|p| {
-            p.strip_prefix("tests/")?
-                .strip_suffix(".rs")
-                .map(str::to_owned)
-        })
-        .filter(|p| !p.contains('/'))
-        .collect();
-    lines.push(format!("tests/         {}", tests.join(" · ")));
-    let tests: Vec<String> = files(".rs")
-        .iter()
-        .filter_map(|p| {
-            p.strip_prefix("actors/tests/")?
-                .strip_suffix(".rs")
-                .map(str::to_owned)
-        })
-        .filter(|p| !p.contains('/'))
-        .collect();
-    lines.push(format!("actors/tests/  {}", tests.join(" · ")));
+    lines.push(format!("tests/         {}", tests_in("tests/")));
+    lines.push(format!("actors/tests/  {}", tests_in("actors/tests/")));
     lines.push("```".to_owned());
     lines.join("\n")
+}
+
+/// Test programs: a file each, or a folder with a `main.rs`.
+fn tests_in(folder: &str) -> String {
+    let paths = files(".rs");
+    let names = paths.iter().filter_map(|path| {
+        let inside = path.strip_prefix(folder)?;
+        match inside.strip_suffix("/main.rs") {
+            Some(name) => Some(format!("{name}/")),
+            None => inside.strip_suffix(".rs").map(str::to_owned),
+        }
+    });
+    let own = |name: &String| !name.trim_end_matches('/').contains('/');
+    names.filter(own).collect::<Vec<_>>().join(" · ")
 }
 
 #[test]

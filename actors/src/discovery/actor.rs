@@ -111,6 +111,10 @@ impl DiscoveryActor {
         self.seed.identity.id
     }
 
+    fn doubts_itself(&self) -> bool {
+        self.seed.settings.local_health
+    }
+
     fn retired(&self) -> bool {
         self.seed.leaving.load(Ordering::Relaxed)
     }
@@ -119,7 +123,8 @@ impl DiscoveryActor {
 
     fn tick(&mut self, ctx: &mut Context<Self>) {
         let now = now();
-        if let Wakefulness::Resumed(away) = self.health.tick(now) {
+        let wakefulness = self.health.tick(now);
+        if let (Wakefulness::Resumed(away), true) = (wakefulness, self.doubts_itself()) {
             log::info!(target: "discovery", event = "node.resumed", duration_ms = away.as_millis() as u64; "this node was away, giving everybody a fresh start");
             self.table.fresh_start(now);
             self.awake_since = now;
@@ -176,7 +181,11 @@ impl DiscoveryActor {
 
     fn windows(&self) -> Windows {
         let s = &self.seed.settings;
-        let factor = self.health.factor();
+        let factor = if self.doubts_itself() {
+            self.health.factor()
+        } else {
+            1.0
+        };
         Windows {
             floor: s.suspect_floor.mul_f64(factor),
             ceiling: s.suspect_ceiling.mul_f64(factor),
