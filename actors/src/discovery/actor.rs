@@ -119,7 +119,10 @@ impl DiscoveryActor {
 
     fn tick(&mut self, ctx: &mut Context<Self>) {
         let now = now();
-        if let Wakefulness::Resumed(away) = self.health.tick(now) {
+        let awake = self.health.tick(now);
+        if let Wakefulness::Resumed(away) = awake
+            && !planted::is("own-pause-ignored")
+        {
             log::info!(target: "discovery", event = "node.resumed", duration_ms = away.as_millis() as u64; "this node was away, giving everybody a fresh start");
             self.table.fresh_start(now);
             self.awake_since = now;
@@ -176,7 +179,11 @@ impl DiscoveryActor {
 
     fn windows(&self) -> Windows {
         let s = &self.seed.settings;
-        let factor = self.health.factor();
+        let factor = if planted::is("own-pause-ignored") {
+            1.0
+        } else {
+            self.health.factor()
+        };
         Windows {
             floor: s.suspect_floor.mul_f64(factor),
             ceiling: s.suspect_ceiling.mul_f64(factor),
@@ -382,7 +389,7 @@ impl DiscoveryActor {
         self.reborn_master = false;
         log::warn!(target: "discovery", event = "master.demoted", epoch = epoch.to_string(), seen = self.seed.fence.current().to_string(), reason = why; "this node is no longer master");
         let why = why.to_owned();
-        if !planted::is("stand-down-not-told") {
+        if !planted::is("stand-down-not-told") && !planted::is("old-epoch-obeyed") {
             self.seed.master.stand_down.do_send(StandDown { why });
         }
     }
@@ -595,7 +602,7 @@ impl DiscoveryActor {
         self.master_named = Some(master.epoch);
         let member = picture.member(master.record.id);
         let name = member.map_or("?", |m| m.registration.name.as_str());
-        log::info!(target: "discovery", event = "master.changed", epoch = master.epoch.to_string(), peer = name, address = master.record.address.as_str(); "the cluster has a master");
+        log::info!(target: "discovery", event = "master.changed", epoch = master.epoch.to_string(), fence = picture.epoch.to_string(), peer = name, address = master.record.address.as_str(); "the cluster has a master");
     }
 
     fn picture(&self) -> Cluster {
