@@ -9,6 +9,7 @@
 //! through, [`slices`] sums it.
 
 pub mod capture;
+pub mod conduct;
 pub mod coverage;
 //! through, [`slices`] sums it, [`hunt`] hunts planted bugs through them. [`node`] is what they run.
 
@@ -17,6 +18,9 @@ pub mod coverage;
 pub mod hunt;
 pub mod invariants;
 pub mod node;
+pub mod hunt;
+pub mod invariants;
+pub mod linear;
 pub mod registry;
 pub mod runner;
 pub mod slices;
