@@ -16,6 +16,7 @@ pub mod coverage;
 pub mod capture;
 pub mod coverage;
 pub mod hunt;
+pub mod fuzz;
 pub mod invariants;
 pub mod node;
 pub mod hunt;

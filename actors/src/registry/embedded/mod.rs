@@ -44,6 +44,8 @@ mod convert;
 pub mod direct;
 mod disk;
 mod error;
+#[cfg(feature = "testkit")]
+pub(crate) mod fuzz;
 mod kv;
 mod lease;
 mod leases;

@@ -1,0 +1,5 @@
+#![no_main]
+
+use troupe_actors::testkit::fuzz::target;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| target("tls").run(data));
