@@ -7,7 +7,7 @@
 # several with commas. From the environment (TROUPE_… would be settings of troupe itself):
 #   NODE_FILES   where troupe.service and, if there is one, the troupe binary are (default: where this script is)
 #   NODE_SOURCE  the source to build it from when there is no binary that runs here (default: /vagrant)
-#   NODE_SECRET  the cluster secret, 64 hexadecimal digits; without one nodes speak in the clear
+#   NODE_SECRET  the cluster secret, 64 hexadecimal digits, the same on all nodes (default: what is in /etc/troupe/secret)
 #   NODE_ADMIN   where the admin API listens (default: 127.0.0.1:22223)
 #   DESTDIR      only writes the files, below it: nothing is installed, started or looked at
 set -euo pipefail
@@ -82,11 +82,10 @@ if ! cmp -s "$built" "$destdir/usr/bin/troupe"; then
 fi
 put "$destdir/etc/systemd/system/troupe.service" 644 root:root <"$files/troupe.service" && changed=yes
 
-security=
 if [ -n "$secret" ]; then
   put "$destdir/etc/troupe/secret" 600 troupe:troupe <<<"$secret" && changed=yes
-  security=$'[security]\nsecret_file = "/etc/troupe/secret"'
 fi
+[ -f "$destdir/etc/troupe/secret" ] || fail "there is no cluster secret: make one (troupe keygen), and give it to every node as NODE_SECRET"
 put "$destdir/etc/troupe/config.toml" 644 root:root <<END && changed=yes
 # Written by provision-node.sh. Every setting: troupe config show --origin --config /etc/troupe/config.toml
 [node]
@@ -97,7 +96,8 @@ admin = "$admin"
 [registry]
 endpoints = ["${registry//,/\", \"}"]
 
-$security
+[security]
+secret_file = "/etc/troupe/secret"
 END
 "$destdir/usr/bin/troupe" config check --config "$destdir/etc/troupe/config.toml"
 

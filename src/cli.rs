@@ -355,6 +355,9 @@ pub struct RunArgs {
     /// A label for placement.
     #[arg(long = "tag", value_name = "K=V")]
     pub tags: Vec<String>,
+    /// Without a cluster secret, and not on loopback alone: whoever reaches the port can join and read everything.
+    #[arg(long)]
+    pub insecure: bool,
     /// Dies with its parent.
     #[arg(long, hide = true)]
     pub dev_child: bool,
@@ -381,6 +384,9 @@ pub struct DevArgs {
     /// Node i listens on this + 10 i, its admin API on the next.
     #[arg(long, default_value_t = 22222)]
     pub port: u16,
+    /// Without a cluster secret: nodes speak in the clear, on loopback.
+    #[arg(long)]
+    pub plain: bool,
     /// The embedded registry's port; the next free one if it is taken.
     #[arg(long, default_value_t = 2379)]
     pub registry_port: u16,
@@ -410,6 +416,10 @@ pub struct BenchArgs {
     /// The job; `noop` answers its input at once.
     #[arg(long, default_value = "noop")]
     pub job: String,
+    /// Instead of the cluster that runs: two of its own on this machine, one with TLS and one without, in turns, and what a
+    /// handshake takes.
+    #[arg(long)]
+    pub compare_tls: bool,
 }
 
 /// `troupe submit …`.
@@ -505,6 +515,9 @@ impl RunArgs {
         }
         if self.no_worker {
             flag("worker.enabled", Value::Boolean(false), "--no-worker");
+        }
+        if self.insecure {
+            flag("security.insecure", Value::Boolean(true), "--insecure");
         }
         if !self.tags.is_empty() {
             let mut table = toml::Table::new();

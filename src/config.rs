@@ -60,6 +60,21 @@ pub struct SecuritySettings {
     pub secret_file: Option<String>,
     /// A file with a further secret whose certificates are accepted, while secrets are rotated.
     pub accept_secret_file: Option<String>,
+    /// Instead of a secret: our certificate by an authority of your own, PEM, with those between the two.
+    pub cert_file: Option<String>,
+    /// Its key, PEM.
+    pub key_file: Option<String>,
+    /// The authority's certificate, PEM: those of other nodes are checked by it.
+    pub ca_file: Option<String>,
+    /// Neither, and not on loopback alone: whoever reaches the port is let in.
+    pub insecure: bool,
+}
+
+impl SecuritySettings {
+    /// Whether there is anything to show others who we are.
+    pub fn has_credentials(&self) -> bool {
+        self.secret_file.is_some() || self.cert_file.is_some()
+    }
 }
 
 /// Of `[registry]`: TLS and the user.
@@ -291,6 +306,7 @@ keys! {
     "transport.max_frame" count(524_288, 67_108_864): transport.max_frame;
     "transport.handshake_timeout" duration(50, 60_000): transport.handshake_timeout;
     "transport.max_handshakes" count(1, 65_536): transport.max_handshakes;
+    "transport.max_handshakes_per_address" count(1, 65_536): transport.max_handshakes_per_address;
     "transport.dial_timeout" duration(10, 60_000): transport.dial_timeout;
     "transport.redial_min" duration(1, 60_000): transport.redial_min;
     "transport.redial_max" duration(1, 600_000): transport.redial_max;
@@ -325,6 +341,10 @@ keys! {
     "supervision.within" duration(100, 3_600_000): supervision.within;
     "security.secret_file" optional_text: security.secret_file;
     "security.accept_secret_file" optional_text: security.accept_secret_file;
+    "security.cert_file" optional_text: security.cert_file;
+    "security.key_file" optional_text: security.key_file;
+    "security.ca_file" optional_text: security.ca_file;
+    "security.insecure" switch: security.insecure;
 }
 
 /// How values are read from TOML or text, and shown.
@@ -721,6 +741,33 @@ const RULES: &[Rule] = &[
         "security.accept_secret_file needs security.secret_file: without a secret of its own a node speaks no TLS",
         |c| c.security.secret_file.is_some() || c.security.accept_secret_file.is_none(),
     ),
+    (
+        &[
+            "security.cert_file",
+            "security.key_file",
+            "security.ca_file",
+        ],
+        "security.cert_file, security.key_file and security.ca_file go together",
+        |c| {
+            let s = &c.security;
+            let given = [&s.cert_file, &s.key_file, &s.ca_file];
+            given.iter().all(|f| f.is_some()) || given.iter().all(|f| f.is_none())
+        },
+    ),
+    (
+        &["security.secret_file", "security.cert_file"],
+        "a node shows who it is by the cluster's secret or by a certificate of its own, not by both",
+        |c| c.security.secret_file.is_none() || c.security.cert_file.is_none(),
+    ),
+    (
+        &[
+            "security.insecure",
+            "security.secret_file",
+            "security.cert_file",
+        ],
+        "security.insecure is for nodes that have neither a secret nor a certificate",
+        |c| !(c.security.insecure && c.security.has_credentials()),
+    ),
 ];
 
 fn check(config: &Config) -> Result<(), ConfigError> {
@@ -871,6 +918,28 @@ mod tests {
                 .to_string()
                 .contains("TROUPE_GENERATR_MIN")
         );
+    }
+
+    #[test]
+    fn what_shows_who_a_node_is_contradicts_nothing_else() {
+        let pki: [(&str, &str); 3] = [
+            ("security.cert_file", "c"),
+            ("security.key_file", "k"),
+            ("security.ca_file", "a"),
+        ];
+        assert!(with(&pki).is_ok());
+        let secret = ("security.secret_file", "s");
+        let insecure = ("security.insecure", "true");
+        let wrong: [(&[(&str, &str)], &str); 4] = [
+            (&pki[..2], "go together"),
+            (&[pki[0], pki[1], pki[2], secret], "not by both"),
+            (&[secret, insecure], "neither a secret"),
+            (&[pki[0], pki[1], pki[2], insecure], "neither a secret"),
+        ];
+        for (pairs, rule) in wrong {
+            let err = with(pairs).unwrap_err();
+            assert!(err.contains(rule) && err.contains("security."), "{err}");
+        }
     }
 
     fn with_file(text: &str) -> Result<Config, String> {

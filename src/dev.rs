@@ -4,6 +4,8 @@
 
 use std::collections::VecDeque;
 use std::net::TcpListener;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -17,6 +19,7 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::cli::DevArgs;
 use crate::logging::{self, Format};
+use crate::security;
 
 /// Lines waiting to be printed; a slow reader must not stall the nodes, so beyond this the oldest are dropped and counted.
 const MAX_LINES: usize = 10_000;
@@ -54,11 +57,19 @@ pub async fn run(args: DevArgs, format: Format, colour: bool) -> u8 {
             }
         },
     };
+    let secret = match ThrowAway::new(&args) {
+        Ok(secret) => secret,
+        Err(why) => {
+            eprintln!("troupe dev: cannot keep a secret for its nodes: {why}");
+            return 1;
+        }
+    };
     let launcher = Launcher {
         binary,
         args,
         registry_port,
         printer,
+        secret,
     };
     launcher.run().await
 }
@@ -76,11 +87,65 @@ fn free_registry_port(wanted: u16, printer: &Printer) -> Option<u16> {
     Some(found)
 }
 
+/// The secret of this cluster: a file of its own for as long as it runs, or beside the data that outlives it.
+struct ThrowAway {
+    file: Option<PathBuf>,
+    dir: Option<PathBuf>,
+}
+
+impl ThrowAway {
+    /// None where nodes are to speak in the clear, or were told by whoever started us how to show who they are.
+    fn new(args: &DevArgs) -> std::io::Result<Self> {
+        let told = args.sets.iter().any(|set| set.starts_with("security."));
+        if args.plain || told {
+            return Ok(Self {
+                file: None,
+                dir: None,
+            });
+        }
+        if let Some(data) = &args.data_dir {
+            std::fs::create_dir_all(data)?;
+            let file = data.join("secret");
+            if !file.exists() {
+                security::new_secret(&file)?;
+            }
+            return Ok(Self {
+                file: Some(std::path::absolute(file)?),
+                dir: None,
+            });
+        }
+        let name = format!(
+            "troupe-dev-{}-{:08x}",
+            std::process::id(),
+            rand::random::<u32>()
+        );
+        let dir = std::env::temp_dir().join(name);
+        std::fs::DirBuilder::new().mode(0o700).create(&dir)?;
+        let file = dir.join("secret");
+        let secret = Self {
+            file: Some(file.clone()),
+            dir: Some(dir),
+        };
+        security::new_secret(&file)?;
+        Ok(secret)
+    }
+}
+
+impl Drop for ThrowAway {
+    fn drop(&mut self) {
+        if let Some(dir) = &self.dir {
+            // Gone already, or of no use to anybody.
+            std::fs::remove_dir_all(dir).ok();
+        }
+    }
+}
+
 struct Launcher {
-    binary: std::path::PathBuf,
+    binary: PathBuf,
     args: DevArgs,
     registry_port: Option<u16>,
     printer: Printer,
+    secret: ThrowAway,
 }
 
 /// Which child ended, and how.
@@ -133,6 +198,7 @@ impl Launcher {
             &[
                 ("api", Value::Array(apis)),
                 ("registry", registry_url.clone().into()),
+                ("secret_file", shown(self.secret.file.as_ref())),
             ],
         );
         let (Ok(mut term), Ok(mut int)) = (
@@ -187,6 +253,10 @@ impl Launcher {
             "--admin".to_owned(),
             format!("127.0.0.1:{}", port.saturating_add(1)),
         ]);
+        if let Some(file) = &self.secret.file {
+            let set = format!("security.secret_file={}", file.display());
+            words.extend(["--set".to_owned(), set]);
+        }
         let fast = [
             "generator.every=200ms",
             "worker.delay_min=10ms",
@@ -289,6 +359,10 @@ impl Launcher {
             .as_ref()
             .map_or(true, |s| s.code().is_some_and(|c| c != 0))
     }
+}
+
+fn shown(file: Option<&PathBuf>) -> Value {
+    file.map_or(Value::Null, |file| file.display().to_string().into())
 }
 
 async fn wait(mut child: Child, index: u16, ended: mpsc::UnboundedSender<Ended>) {

@@ -166,10 +166,18 @@ async fn start(config: Config, events: EventLog, jobs: Jobs) -> u8 {
     };
     let (end, ends) = unbounded_channel();
     let drain = node.config.node.drain;
+    let (rotation, tls) = (node.config.clone(), node.tls.clone());
+    let (open, bind) = (node.registration.insecure, node.config.node.bind);
     let grown = grow(node, &end);
     actix_rt::spawn(systemd::feed_watchdog(grown.supervisor.clone()));
     let _watchdog = Watchdog::start(&grown.supervisor, WatchdogSettings::default(), |_| ());
     listen_for_signals(&end);
+    if let Some(tls) = tls {
+        security::reload_on_hangup(rotation, tls);
+    }
+    if open {
+        security::shout(bind);
+    }
     until_the_end(grown, ends, drain).await
 }
 
@@ -220,8 +228,8 @@ impl Node {
         let jobs = all_jobs(&config, own);
         let id = NodeId::random(&mut rand::rng());
         let tls = security::tls(&config, id)?;
-        if tls.is_none() && !bind.ip().is_loopback() {
-            log::warn!(target: "node", event = "security.plain", address = bind.to_string(), key = "security.secret_file"; "nodes speak in the clear: anybody who reaches this port can join; make a secret with troupe keygen");
+        if tls.is_none() {
+            security::may_be_plain(&config, bind, &advertised.host)?;
         }
         let registration = registration(&config, id, &advertised, admin_address, &jobs);
         let name = Arc::new(Mutex::new(registration.name.clone()));
@@ -294,6 +302,7 @@ fn registration(
         capacity: capacity(config),
         tags: config.node.tags.clone(),
         started_at: unix_ms(),
+        insecure: config.security.insecure,
     }
 }
 
@@ -399,6 +408,7 @@ fn grow(node: Node, end: &UnboundedSender<End>) -> Grown {
         transport_seed.network = Arc::new(TlsNetwork::new(Arc::new(TcpNetwork), Arc::clone(tls)));
         transport_seed.tls = Some(Arc::clone(tls));
     }
+    let refusals = transport_seed.refusals.clone();
     let discovery_seed = DiscoverySeed {
         settings: config.discovery.clone(),
         identity: identity.clone(),
@@ -472,6 +482,7 @@ fn grow(node: Node, end: &UnboundedSender<End>) -> Grown {
         started_at: node.registration.started_at,
         started: std::time::Instant::now(),
         events: node.events,
+        refusals,
         actors: Arc::clone(&tree) as Arc<dyn Actors>,
         drain: asking_to_leave(end),
         ask_master: master.clone().recipient(),

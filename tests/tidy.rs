@@ -37,10 +37,12 @@ const CORES: &[&str] = &[
     "actors/src/registry/session.rs",
     "actors/src/sample.rs",
     "actors/src/supervisor/policy.rs",
+    "actors/src/transport/admission.rs",
     "actors/src/transport/frame.rs",
     "actors/src/transport/handshake.rs",
     "actors/src/transport/hlc.rs",
     "actors/src/transport/sessions.rs",
+    "actors/src/transport/trust.rs",
     "actors/src/worker/intake.rs",
     "src/advertise.rs",
 ];

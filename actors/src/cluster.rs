@@ -48,6 +48,9 @@ pub struct Registration {
     pub tags: BTreeMap<String, String>,
     /// Start of the process, unix ms.
     pub started_at: u64,
+    /// Whether it lets in whoever reaches its port (`--insecure`).
+    #[serde(default)]
+    pub insecure: bool,
 }
 
 impl Registration {

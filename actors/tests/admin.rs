@@ -28,7 +28,7 @@ use troupe_actors::master::{
     RetryTask, Submit, SubmitAndWait, SubmitError, Submitted, Taken, TaskView,
 };
 use troupe_actors::registry::{AskRegistry, KeyView, ListKeys, RegistryError, RegistrySnapshot};
-use troupe_actors::transport::{Inbound, Send, SendError};
+use troupe_actors::transport::{Inbound, Refusals, Send, SendError};
 use troupe_actors::wire::{ApiRequest, Envelope, Header, Message};
 use troupe_actors::worker::{AskWorker, WorkerSnapshot};
 
@@ -326,6 +326,7 @@ fn node(id: NodeId, network: &Network, settings: AdminSettings) -> Node {
         started_at: 1_700_000_000_000,
         started: Instant::now(),
         events: EventLog::new(100),
+        refusals: Refusals::default(),
         actors: tree.clone(),
         drain: Arc::new(move || {
             count.fetch_add(1, Ordering::Relaxed);
@@ -387,6 +388,7 @@ fn member(id: NodeId) -> Member {
             capacity: 4,
             tags: BTreeMap::new(),
             started_at: 1_700_000_000_000,
+            insecure: false,
         },
         incarnation: Incarnation(id.0 as i64),
         state: MemberState::Alive,
@@ -547,7 +549,7 @@ async fn every_read_has_the_shape_of_the_surface() {
     has(
         first,
         "name id address admin incarnation state master weight eligible jobs tags capacity running version host
-         pid since session rtt_us lag_us unheard registry started_at",
+         pid since session rtt_us lag_us unheard registry started_at insecure",
     );
     assert_eq!(
         (&first["master"], &first["running"]),

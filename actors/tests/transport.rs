@@ -17,10 +17,12 @@ use troupe_actors::id::{Epoch, Generation, Incarnation, NodeId};
 use troupe_actors::transport::frame::{self, Decoded, Decoder};
 use troupe_actors::transport::handshake::{self, Greeting, Me, Prefix, Purpose, RefusalKind};
 use troupe_actors::transport::memory::MemoryNetwork;
+use troupe_actors::transport::tls::{Credentials, Secret, Tls, TlsNetwork};
+use troupe_actors::transport::trust::{Reason, Side};
 use troupe_actors::transport::{
-    Broadcast, Desks, Dial, DialOutcome, Inbound, Incarnated, Listener, PeerSpec, Peers, Send,
-    SendError, SendMany, SessionEvent, TransportActor, TransportReborn, TransportSeed,
-    TransportSettings,
+    Broadcast, Desks, Dial, DialOutcome, Inbound, Incarnated, Listener, Network, PeerSpec, Peers,
+    Send, SendError, SendMany, SessionEvent, Stream, TcpNetwork, TransportActor, TransportReborn,
+    TransportSeed, TransportSettings,
 };
 use troupe_actors::wire::{
     ApiRequest, Cancel, Desk, Header, Heartbeat, Hlc, Message, PROTOCOL_VERSION, Unknown,
@@ -102,6 +104,7 @@ struct Plan {
     settings: TransportSettings,
     memory: Option<MemoryNetwork>,
     stuck: Option<Desk>,
+    secret: Option<u8>,
 }
 
 impl Plan {
@@ -116,6 +119,7 @@ impl Plan {
             settings: TransportSettings::default(),
             memory: None,
             stuck: None,
+            secret: None,
         }
     }
 
@@ -169,6 +173,11 @@ impl Plan {
         seed.settings = self.settings;
         if let Some(memory) = self.memory {
             seed.network = Arc::new(memory);
+        }
+        if let Some(secret) = self.secret {
+            let tls = tls(secret, self.cluster, self.id);
+            seed.network = Arc::new(TlsNetwork::new(seed.network, Arc::clone(&tls)));
+            seed.tls = Some(tls);
         }
         let (restart, restarts) = mpsc::unbounded_channel();
         let context = Context::new();
@@ -1123,4 +1132,130 @@ async fn a_large_api_request_passes_in_one_piece() {
     };
     a.send(b.id(), request.clone()).await.unwrap();
     assert_eq!(b.hear_at(Desk::Admin, 1).await, [request.into()]);
+}
+
+// ---- with a secret ----
+
+fn tls(secret: u8, cluster: &str, id: u128) -> Arc<Tls> {
+    let secrets = vec![Secret::new([secret; 32])];
+    Arc::new(Tls::new(Credentials::Secrets(secrets), cluster, NodeId(id)).unwrap())
+}
+
+fn with_secret(id: u128, secret: u8) -> Plan {
+    Plan {
+        secret: Some(secret),
+        ..Plan::new(id)
+    }
+}
+
+/// Somebody who has the cluster's secret and speaks TLS, and says what a test wants.
+struct Member(Stream);
+
+impl Member {
+    /// With a certificate for this life.
+    async fn call(node: &Node, id: u128, incarnation: i64) -> Self {
+        let tls = tls(1, "demo", id);
+        tls.set_incarnation(Incarnation(incarnation));
+        let network = TlsNetwork::new(Arc::new(TcpNetwork), tls);
+        Self(network.dial(&node.own_address(), PATIENCE).await.unwrap())
+    }
+
+    /// What is answered to this hello; without a binding of its own, it carries that of this session.
+    async fn say(&mut self, me: Me, binding: Option<Vec<u8>>) -> Greeting {
+        let own = self.0.proof.as_ref().unwrap().binding(Side::Dialler);
+        let mut hello = me.hello(Purpose::Session, None);
+        hello.extension = binding.unwrap_or(own);
+        let hello = Greeting::Hello(hello).encode().unwrap();
+        self.0.writer.write_all(&hello).await.unwrap();
+        self.0.writer.flush().await.unwrap();
+        let mut prefix = [0; handshake::PREFIX];
+        self.0.reader.read_exact(&mut prefix).await.unwrap();
+        let prefix = Prefix::parse(prefix).unwrap();
+        let mut body = vec![0; prefix.body_length()];
+        self.0.reader.read_exact(&mut body).await.unwrap();
+        prefix.read(&body).unwrap()
+    }
+}
+
+fn refusals(node: &Node, reason: Reason) -> u64 {
+    let all = node.seed.refusals.all();
+    all.get(&reason).copied().unwrap_or(0)
+}
+
+#[actix_rt::test]
+async fn nodes_of_one_secret_meet_and_those_of_another_are_refused_and_counted() {
+    let mut a = with_secret(1, 1).start().await;
+    let mut b = with_secret(2, 1).start().await;
+    a.want(&[&b]).await;
+    assert_eq!(a.up(b.id()).await, Incarnation(20));
+    assert_eq!(b.up(a.id()).await, Incarnation(10));
+    a.send(b.id(), beat(1)).await.unwrap();
+    b.hear_at(Desk::Discovery, 1).await;
+    let mut c = with_secret(3, 2).start().await;
+    c.want(&[&a]).await;
+    let DialOutcome::Turned(why) = c.dial_failed().await else {
+        panic!("it was answered");
+    };
+    assert!(why.contains("another secret"), "{why}");
+    assert!(refusals(&c, Reason::OtherSecret) > 0);
+    let mut plain = Plan::new(4).start().await;
+    plain.want(&[&a]).await;
+    plain.dial_failed().await;
+    assert!(refusals(&a, Reason::NoTls) > 0);
+}
+
+#[actix_rt::test]
+async fn a_certificate_lets_in_whom_it_names_in_this_session_and_nobody_else() {
+    let mut a = with_secret(1, 1).start().await;
+    let mut fits = Member::call(&a, 9, 3).await;
+    let welcome = fits.say(raw_me(9), None).await;
+    assert!(matches!(welcome, Greeting::Welcome(_)), "{welcome:?}");
+    let binding = fits.0.proof.as_ref().unwrap().binding(Side::Dialler);
+    let told = |greeting| match greeting {
+        Greeting::Refusal(refusal) => (refusal.kind, refusal.words),
+        other => panic!("{other:?}"),
+    };
+    let other_id = Member::call(&a, 8, 3).await.say(raw_me(9), None).await;
+    let (kind, words) = told(other_id);
+    assert_eq!(kind, RefusalKind::Unproven);
+    assert!(words.contains("troupe://demo/node/"), "{words}");
+    let other_life = Member::call(&a, 9, 2).await.say(raw_me(9), None).await;
+    assert_eq!(told(other_life).0, RefusalKind::Unproven);
+    assert_eq!(refusals(&a, Reason::Impostor), 2);
+    let mut replaying = Member::call(&a, 9, 3).await;
+    let (kind, words) = told(replaying.say(raw_me(9), Some(binding)).await);
+    assert_eq!(kind, RefusalKind::Unproven);
+    assert!(words.contains("not made for this session"), "{words}");
+    assert_eq!(refusals(&a, Reason::Unbound), 1);
+    assert!(a.refused().await.contains("its certificate is for"));
+}
+
+#[actix_rt::test]
+async fn registering_anew_gives_a_certificate_of_the_new_life() {
+    let mut a = with_secret(1, 1).start().await;
+    let mut b = with_secret(2, 1).start().await;
+    a.want(&[&b]).await;
+    b.up(a.id()).await;
+    a.register(11, 7).await;
+    assert_eq!(b.up(a.id()).await, Incarnation(11));
+    a.up(b.id()).await;
+}
+
+#[actix_rt::test]
+async fn one_address_that_says_nothing_does_not_keep_another_out() {
+    let mut plan = with_secret(1, 1);
+    plan.settings.max_handshakes = 4;
+    plan.settings.max_handshakes_per_address = 2;
+    let mut a = plan.start().await;
+    let mut silent = Vec::new();
+    for _ in 0..20 {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.66:0".parse().unwrap()).unwrap();
+        let address = a.own_address().parse().unwrap();
+        silent.push(socket.connect(address).await.unwrap());
+    }
+    let b = with_secret(2, 1).start().await;
+    b.want(&[&a]).await;
+    a.up(b.id()).await;
+    assert!(refusals(&a, Reason::Crowded) >= 16);
 }

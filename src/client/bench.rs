@@ -20,6 +20,7 @@ use troupe_actors::admin::MembersView;
 use troupe_actors::id::TaskId;
 
 use super::api::{Api, Failure};
+use super::compare::compare;
 use super::read;
 use super::say::{Screen, complain};
 use crate::cli::BenchArgs;
@@ -43,11 +44,18 @@ struct Baseline {
 }
 
 /// What came of the load.
-struct Load {
+pub(super) struct Load {
     tasks: u64,
     took: Duration,
     latencies: Histogram<u64>,
     cpu: Option<Duration>,
+}
+
+impl Load {
+    /// Tasks a second.
+    pub(super) fn rate(&self) -> f64 {
+        self.tasks as f64 / self.took.as_secs_f64()
+    }
 }
 
 /// `troupe bench`.
@@ -58,6 +66,9 @@ pub(super) async fn bench(api: &Api, screen: &Screen, args: &BenchArgs) -> Resul
             args.size,
             troupe_actors::wire::MAX_PAYLOAD - 2
         )));
+    }
+    if args.compare_tls {
+        return compare(screen, args).await;
     }
     let view: MembersView = read(api.get("/v1/members").await?)?;
     let master = view.members.iter().find(|m| m.master);
@@ -82,7 +93,12 @@ pub(super) async fn bench(api: &Api, screen: &Screen, args: &BenchArgs) -> Resul
     tell(screen, args, &load, &baseline)
 }
 
-async fn run(master: &Rc<Api>, args: &BenchArgs, view: &MembersView) -> Result<Load, Failure> {
+/// Gives the master this load.
+pub(super) async fn run(
+    master: &Rc<Api>,
+    args: &BenchArgs,
+    view: &MembersView,
+) -> Result<Load, Failure> {
     let usual = if args.sequential { 10_000 } else { 1_000_000 };
     let tasks = args.tasks.unwrap_or(usual);
     let line = args.size + 96;
@@ -192,7 +208,7 @@ fn memchr_count(text: &[u8], what: &[u8]) -> u64 {
     count
 }
 
-fn histogram() -> Histogram<u64> {
+pub(super) fn histogram() -> Histogram<u64> {
     Histogram::new(3).expect("three digits are within what it takes, 0 to 5")
 }
 
@@ -287,7 +303,7 @@ fn tell(
 ) -> Result<(), Failure> {
     let us = |nanos: u64| nanos as f64 / 1e3;
     let at = |quantile: f64| us(load.latencies.value_at_quantile(quantile));
-    let per_second = load.tasks as f64 / load.took.as_secs_f64();
+    let per_second = load.rate();
     let cpu_us = load
         .cpu
         .map(|cpu| cpu.as_secs_f64() * 1e6 / load.tasks.max(1) as f64);
@@ -338,6 +354,6 @@ fn tell(
     })
 }
 
-fn round(value: f64) -> f64 {
+pub(super) fn round(value: f64) -> f64 {
     (value * 10.0).round() / 10.0
 }

@@ -6,6 +6,7 @@
 //! |---|---|
 //! | master | nobody leads |
 //! | members | who is not alive, or has no session; alone cut-off members |
+//! | security | who was started with --insecure |
 //! | addresses | who advertises loopback or VirtualBox's 10.0.2.15 while others are elsewhere |
 //! | registry | away at some node; versions with known defects; a lease that is not renewed |
 //! | clocks | who is off by more than a second |
@@ -129,6 +130,13 @@ fn of_the_members(members: &[MemberView]) -> Vec<Finding> {
         "members",
         wrong,
         format!("{} members, all alive", members.len()),
+    ));
+    let open = members.iter().filter(|m| m.insecure);
+    let wrong = open.map(|m| format!("{} was started with --insecure: whoever reaches {} can join, read and change everything; give every node one secret (`troupe keygen`, security.secret_file)", m.name, m.address));
+    found.extend(all_or(
+        "security",
+        wrong.collect(),
+        "no node was started with --insecure".to_owned(),
     ));
     let wrong = members.iter().filter_map(|m| address(m, members)).collect();
     found.extend(all_or(
@@ -397,6 +405,13 @@ mod tests {
                 "is that address right",
             ),
             (member("alive", "127.0.0.1:1", "a"), "loopback"),
+            (
+                MemberView {
+                    insecure: true,
+                    ..fine.clone()
+                },
+                "--insecure",
+            ),
             (member("alive", "10.0.2.15:1", "a"), "VirtualBox"),
             (
                 MemberView {

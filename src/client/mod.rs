@@ -5,6 +5,7 @@
 
 mod api;
 mod bench;
+mod compare;
 mod doctor;
 mod follow;
 mod handle;

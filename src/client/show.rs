@@ -22,7 +22,7 @@ pub(super) fn members(view: &MembersView, now: SystemTime) -> Table {
         let running = m.running.map_or("?".to_owned(), |n| n.to_string());
         table.row([
             m.name.clone(),
-            m.state.clone(),
+            state(m),
             role(m).to_owned(),
             m.address.clone(),
             m.admin.clone(),
@@ -36,6 +36,14 @@ pub(super) fn members(view: &MembersView, now: SystemTime) -> Table {
         ]);
     }
     table
+}
+
+/// An open node is not to be overlooked.
+fn state(member: &MemberView) -> String {
+    match member.insecure {
+        true => format!("{}, INSECURE", member.state),
+        false => member.state.clone(),
+    }
 }
 
 fn role(member: &MemberView) -> &'static str {

@@ -12,7 +12,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -330,6 +330,19 @@ pub struct Node {
     args: Vec<String>,
 }
 
+/// A cluster secret for the nodes of this test binary that are not on loopback.
+pub fn secret_file() -> &'static str {
+    static SECRET: OnceLock<(tempfile::TempDir, String)> = OnceLock::new();
+    let (_, path) = SECRET.get_or_init(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("secret").to_str().unwrap().to_owned();
+        let made = Command::new(TROUPE).args(["keygen", &path]).status();
+        assert!(made.unwrap().success());
+        (dir, path)
+    });
+    path
+}
+
 /// The generator and the worker at the speed of `troupe dev --fast`.
 pub const FAST: [&str; 6] = [
     "--set",
@@ -384,9 +397,14 @@ impl Node {
         ];
         let named = ["--name".to_owned(), name.to_owned()];
         let named = named.into_iter().filter(|_| !name.is_empty());
+        let secret = (!ip.starts_with("127.")).then(|| {
+            let set = format!("security.secret_file={}", secret_file());
+            ["--set".to_owned(), set]
+        });
         let args: Vec<String> = own
             .into_iter()
             .chain(named)
+            .chain(secret.into_iter().flatten())
             .chain(more.iter().map(|s| (*s).to_owned()))
             .collect();
         let process = spawn(netns.as_deref(), TROUPE, &args);

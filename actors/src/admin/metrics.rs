@@ -9,6 +9,7 @@ use super::ActorView;
 use super::picture::Picture;
 use crate::master::MasterSnapshot;
 use crate::registry::RegistrySnapshot;
+use crate::transport::trust::Reason;
 use crate::worker::WorkerSnapshot;
 
 /// What the page is made from; what is absent is left out.
@@ -18,6 +19,7 @@ pub(crate) struct Facts<'a> {
     pub(crate) master: Option<MasterSnapshot>,
     pub(crate) worker: Option<WorkerSnapshot>,
     pub(crate) registry: Option<RegistrySnapshot>,
+    pub(crate) refusals: BTreeMap<Reason, u64>,
 }
 
 /// The page.
@@ -28,6 +30,7 @@ pub(crate) fn render(facts: &Facts<'_>) -> String {
     if let Some(master) = facts.master.as_ref().filter(|m| m.leading.is_some()) {
         of_the_master(&mut page, master);
     }
+    of_the_refused(&mut page, facts);
     if let Some(worker) = &facts.worker {
         let name = "troupe_tasks_running";
         page.family(name, "gauge", "Attempts running at this node.");
@@ -105,9 +108,17 @@ fn of_the_master(page: &mut Page, master: &MasterSnapshot) {
     page.family(name, "gauge", "Tasks queued at this master.");
     let queued = master.tasks.get("queued").copied().unwrap_or(0);
     page.sample(name, &[], queued);
+}
+
+fn of_the_refused(page: &mut Page, facts: &Facts<'_>) {
     let name = "troupe_refused_total";
-    page.family(name, "counter", "Results refused in this reign, by reason.");
-    for (reason, count) in &master.refused {
+    let help = "Callers and called refused by the transport, and results refused in this reign, by reason.";
+    page.family(name, "counter", help);
+    for (reason, count) in &facts.refusals {
+        page.sample(name, &[("reason", reason.as_str())], count);
+    }
+    let master = facts.master.as_ref().filter(|m| m.leading.is_some());
+    for (reason, count) in master.iter().flat_map(|m| &m.refused) {
         page.sample(name, &[("reason", reason)], count);
     }
 }

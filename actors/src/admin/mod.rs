@@ -134,6 +134,8 @@ pub struct AdminSeed {
     pub started: Instant,
     /// Recent records of this node.
     pub events: EventLog,
+    /// Whom the transport refused, for the metrics.
+    pub refusals: transport::Refusals,
     /// The supervision tree.
     pub actors: Arc<dyn Actors>,
     /// Starts this node's drain.
@@ -278,6 +280,9 @@ pub struct MemberView {
     pub since: String,
     /// Start of its process, RFC 3339.
     pub started_at: String,
+    /// Whether it lets in whoever reaches its port (`--insecure`).
+    #[serde(default)]
+    pub insecure: bool,
     /// Whether a session to it is up.
     pub session: bool,
     /// Smoothed round-trip time, µs.

@@ -109,6 +109,7 @@ mod tests {
                 capacity: 1,
                 tags: BTreeMap::new(),
                 started_at: 0,
+                insecure: false,
             },
             incarnation: Incarnation(incarnation),
             state,

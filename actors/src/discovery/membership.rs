@@ -330,6 +330,7 @@ pub(crate) mod tests {
                 capacity: 1,
                 tags: BTreeMap::new(),
                 started_at: 0,
+                insecure: false,
             },
             incarnation: Incarnation(n as i64),
         }

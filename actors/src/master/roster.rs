@@ -198,6 +198,7 @@ mod tests {
                 capacity: 4,
                 tags: BTreeMap::new(),
                 started_at: 0,
+                insecure: false,
             },
             incarnation: Incarnation(n as i64),
             state: MemberState::Alive,

@@ -545,6 +545,7 @@ mod tests {
             capacity: 1,
             tags: BTreeMap::new(),
             started_at: 0,
+            insecure: false,
         }
     }
 

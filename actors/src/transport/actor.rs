@@ -4,7 +4,6 @@
 //! ([`super::Listener`]), nor the clock.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -15,26 +14,26 @@ use actix::{
 use bytes::Bytes;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
-use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::frame;
 use super::handshake::{
-    Greeting, HandshakeError, Hello, Me, Purpose, Refusal, RefusalKind, Welcome, dial_back_problem,
-    judge,
+    Greeting, Hello, Me, Purpose, Refusal, RefusalKind, Welcome, dial_back_problem, judge,
 };
 use super::hlc::HybridClock;
 use super::lanes::{LaneFull, Lanes};
-use super::session::{
-    self, Birth, GreetingError, Link, QueueFull, Report, Senses, SessionEnded, Unwelcome,
-};
+use super::reception::{Caller, Reception};
+use super::session::{self, Birth, Link, QueueFull, Report, Senses, SessionEnded, Unwelcome};
 use super::sessions::{
     Action, Closed, DialFailure, DialToken, Dialled, Offer, SessionKey, SessionTable, Unfit,
 };
+use super::tls::Tls;
+use super::trust::{Distrust, Proof, Reason, Refusals, Side};
 use super::{
-    AskSessions, Broadcast, Desks, Dial, DialOutcome, Heard, Incarnated, Incoming, Listener,
-    Network, PeerSpec, Peers, Send, SendError, SendMany, SessionEvent, SessionPeer, Stream,
-    TcpNetwork, TransportReborn, TransportSettings,
+    AskSessions, Broadcast, Desks, Dial, DialOutcome, Heard, Incarnated, Listener, Network,
+    PeerSpec, Peers, Send, SendError, SendMany, SessionEvent, SessionPeer, Stream, TcpNetwork,
+    TransportReborn, TransportSettings,
 };
 use crate::cluster::{Fence, Identity};
 use crate::discovery::EpochSeen;
@@ -42,8 +41,6 @@ use crate::id::{Incarnation, NodeId};
 use crate::time::{now, unix_ms};
 use crate::wire::{Class, DialBack, Envelope, Message as WireMessage};
 
-/// Callers without the secret are spoken of this often.
-const STRANGERS_EVERY: Duration = Duration::from_secs(10);
 /// Messages waiting for the actor; whoever hands in more waits (or is told, with `try_send`).
 const MAILBOX: usize = 1024;
 /// Refusals told so far, so that each is told once; forgotten all at once beyond this.
@@ -69,7 +66,9 @@ pub struct TransportSeed {
     /// How to reach others.
     pub network: Arc<dyn Network>,
     /// TLS for those who dial us; `None`: plain. The network does it for our own dials.
-    pub tls: Option<Arc<super::tls::Tls>>,
+    pub tls: Option<Arc<Tls>>,
+    /// How often somebody was refused, and why; outlives the actor.
+    pub refusals: Refusals,
     /// Told at the start of each life; answers with [`Incarnated`] and [`Peers`].
     pub reborn: Recipient<TransportReborn>,
     /// Told when a higher epoch was heard.
@@ -103,6 +102,7 @@ impl TransportSeed {
             listener,
             network: Arc::new(TcpNetwork),
             tls: None,
+            refusals: Refusals::default(),
             reborn,
             epoch_seen,
             clock: HybridClock::default(),
@@ -330,7 +330,7 @@ impl TransportActor {
 
     /// Somebody said hello.
     fn answer(&mut self, ctx: &mut Context<Self>, caller: Caller) {
-        let me = self.me();
+        let mut me = self.me();
         let Caller {
             hello,
             stream,
@@ -341,16 +341,34 @@ impl TransportActor {
             Ok(hello) => hello,
             Err(theirs) => {
                 let refusal = me.refuse_version(theirs, &format!("the node at {}", remote.ip()));
+                self.seed.refusals.count(Reason::Unfit);
                 self.tell_refused(remote.ip().to_string(), &refusal.words);
                 return self.hang_up(stream, Greeting::Refusal(refusal), slot);
             }
         };
+        if let Some(proof) = &stream.proof {
+            if let Err(Distrust { reason, words }) = vouched(proof, &hello) {
+                self.seed.refusals.count(reason);
+                self.tell_refused(remote.ip().to_string(), &words);
+                let refusal = me.refusal(RefusalKind::Unproven, words);
+                return self.hang_up(stream, Greeting::Refusal(refusal), slot);
+            }
+            if proof.is_outlived(me.incarnation) {
+                // Registered since the connection was made: what our certificate said then is what can be said on it.
+                me.incarnation = Incarnation::NONE;
+            }
+        }
         let welcome = match judge(&hello, &me) {
-            Ok(welcome) => welcome,
+            Ok(mut welcome) => {
+                let proof = stream.proof.as_ref();
+                welcome.extension = proof.map_or(Vec::new(), |p| p.binding(Side::Acceptor));
+                welcome
+            }
             Err(refusal) => {
                 // Of a dial the dialler knows more: whom it meant, and where.
                 let told_by_dialler = hello.purpose == Purpose::Dial || hello.id == me.id;
                 if refusal.kind.is_for_people() && !told_by_dialler {
+                    self.seed.refusals.count(reason_of(refusal.kind));
                     self.tell_refused(hello.name, &refusal.words);
                 }
                 return self.hang_up(stream, Greeting::Refusal(refusal), slot);
@@ -435,6 +453,11 @@ impl TransportActor {
         match found {
             Ok((welcome, stream)) => self.welcomed(ctx, token, spec, welcome, stream),
             Err(Unwelcome::Refusal(refusal)) => self.turned_away(ctx, token, &spec, refusal),
+            Err(Unwelcome::Distrust(Distrust { reason, words })) => {
+                self.seed.refusals.count(reason);
+                self.tell_refused(spec.name, &format!("at {}: {words}", spec.address));
+                self.dial_failed(ctx, token, DialOutcome::Turned(words));
+            }
             Err(Unwelcome::Outcome(outcome)) => self.dial_failed(ctx, token, outcome),
         }
     }
@@ -494,6 +517,7 @@ impl TransportActor {
             return self.set_alarm(ctx);
         }
         if refusal.kind.is_for_people() {
+            self.seed.refusals.count(reason_of(refusal.kind));
             let why = format!("at {}: {}", spec.address, refusal.words);
             self.tell_refused(spec.name.clone(), &why);
         }
@@ -614,6 +638,22 @@ fn remember<V>(memories: &mut BTreeMap<NodeId, V>, id: NodeId, value: V) {
     memories.insert(id, value);
 }
 
+/// Whether a caller is whom its certificate names. A dial outside of any session claims no life.
+fn vouched(proof: &Proof, hello: &Hello) -> Result<(), Distrust> {
+    let life = (hello.purpose == Purpose::Session).then_some(hello.incarnation);
+    let (id, name) = (hello.id, hello.name.as_str());
+    proof.vouches(Side::Dialler, id, life, name, &hello.extension)
+}
+
+/// As which reason a refusal in words is counted.
+fn reason_of(kind: RefusalKind) -> Reason {
+    match kind {
+        RefusalKind::OtherCluster => Reason::OtherCluster,
+        RefusalKind::Unproven => Reason::Impostor,
+        _ => Reason::Unfit,
+    }
+}
+
 fn answered(welcome: Welcome) -> DialOutcome {
     DialOutcome::Answered {
         id: welcome.id,
@@ -621,110 +661,6 @@ fn answered(welcome: Welcome) -> DialOutcome {
         name: welcome.name,
         host: welcome.host,
     }
-}
-
-/// Takes connections from the port and reads their hellos, a bounded number at a time.
-async fn receive(
-    port: Arc<Mutex<mpsc::Receiver<Incoming>>>,
-    slots: Arc<Semaphore>,
-    within: Duration,
-    to: Recipient<Caller>,
-    tls: Option<Arc<super::tls::Tls>>,
-) {
-    // The life before may still hold it for a moment.
-    let mut port = port.lock().await;
-    let mut handshakes = JoinSet::new();
-    let mut strangers = Strangers::default();
-    loop {
-        tokio::select! {
-            biased;
-            Some(ended) = handshakes.join_next() => {
-                // One that was cancelled was our own doing.
-                if let Ok(Err(stranger)) = ended {
-                    strangers.refused(&stranger);
-                }
-            }
-            Some(incoming) = port.recv() => match Arc::clone(&slots).try_acquire_owned() {
-                Ok(slot) => {
-                    handshakes.spawn_local(listen_to(incoming, within, to.clone(), slot, tls.clone()));
-                }
-                Err(_) => {
-                    log::debug!(target: "transport", address:display = incoming.remote; "too many handshakes at once: closed");
-                }
-            },
-            else => return,
-        }
-    }
-}
-
-/// Somebody who could not show that it has the cluster's secret.
-struct Stranger {
-    remote: SocketAddr,
-    why: String,
-}
-
-/// Counts strangers, and says so now and then: they may come as often as they like.
-#[derive(Default)]
-struct Strangers {
-    refused: u64,
-    said: Option<tokio::time::Instant>,
-}
-
-impl Strangers {
-    fn refused(&mut self, stranger: &Stranger) {
-        self.refused += 1;
-        let now = tokio::time::Instant::now();
-        if self.said.is_none_or(|at| now - at >= STRANGERS_EVERY) {
-            self.said = Some(now);
-            log::warn!(target: "transport", event = "security.stranger", address:display = stranger.remote, reason = stranger.why.as_str(), refused = self.refused; "refused callers that do not have the cluster's secret, or whose clock is wrong");
-        }
-    }
-}
-
-async fn listen_to(
-    incoming: Incoming,
-    within: Duration,
-    to: Recipient<Caller>,
-    slot: OwnedSemaphorePermit,
-    tls: Option<Arc<super::tls::Tls>>,
-) -> Result<(), Stranger> {
-    let remote = incoming.remote;
-    let Ok(mut stream) = (incoming.open)() else {
-        return Ok(());
-    };
-    if let Some(tls) = tls {
-        stream = match tls.accept(stream, within).await {
-            Ok(stream) => stream,
-            Err(why) => return Err(Stranger { remote, why }),
-        };
-    }
-    let hello = match session::read_greeting(&mut stream.reader, within).await {
-        Ok(Greeting::Hello(hello)) => Ok(hello),
-        Err(GreetingError::Bad(HandshakeError::OtherVersion { theirs })) => Err(theirs),
-        Ok(Greeting::Welcome(_) | Greeting::Refusal(_)) => return Ok(()),
-        Err(why) => {
-            log::debug!(target: "transport", address:display = remote, reason:display = why; "handshake failed");
-            return Ok(());
-        }
-    };
-    to.do_send(Caller {
-        hello,
-        stream,
-        remote,
-        slot,
-    });
-    Ok(())
-}
-
-/// Somebody said hello (or did so in another version).
-#[derive(actix::Message)]
-#[rtype(result = "()")]
-struct Caller {
-    hello: Result<Hello, u16>,
-    stream: Stream,
-    remote: SocketAddr,
-    /// Given back when the handshake is over; bounds how many wait in the mailbox, too.
-    slot: OwnedSemaphorePermit,
 }
 
 /// A dial for a session has ended.
@@ -750,13 +686,14 @@ impl Actor for TransportActor {
 
     fn started(&mut self, ctx: &mut Context<Self>) {
         ctx.set_mailbox_capacity(MAILBOX);
-        let settings = &self.seed.settings;
-        let slots = Arc::new(Semaphore::new(settings.max_handshakes.max(1)));
         let port = Arc::clone(&self.seed.listener.incoming);
-        let within = settings.handshake_timeout;
-        let to = ctx.address().recipient();
-        let tls = self.seed.tls.clone();
-        self.spawn(receive(port, slots, within, to, tls));
+        let reception = Reception::new(
+            &self.seed.settings,
+            ctx.address().recipient(),
+            self.seed.tls.clone(),
+            self.seed.refusals.clone(),
+        );
+        self.spawn(reception.receive(port));
         self.seed.reborn.do_send(TransportReborn);
     }
 }
@@ -780,6 +717,9 @@ impl Handler<Incarnated> for TransportActor {
     type Result = ();
 
     fn handle(&mut self, registered: Incarnated, ctx: &mut Context<Self>) {
+        if let Some(tls) = &self.seed.tls {
+            tls.set_incarnation(registered.incarnation);
+        }
         let actions = self.table.set_incarnation(registered, now());
         self.perform(ctx, actions);
     }

@@ -8,8 +8,8 @@
 //!
 //! Layout: `"TRPE" | version u16 BE | what u8 | length u16 BE | body (postcard)`. Everything before the body, and the body of
 //! a [`Refusal`], keep their form for ever, so that any two versions can tell each other that they differ. Other bodies
-//! are read by their version; fields are only appended, trailing bytes are ignored, and `extension` is length-delimited
-//! room for a proof of the cluster's secret.
+//! are read by their version; fields are only appended, trailing bytes are ignored, and `extension` carries the value that
+//! binds a greeting to its TLS session ([`super::trust`]); it is empty without TLS.
 //!
 //! | who says hello                                             | answer                         |
 //! |------------------------------------------------------------|--------------------------------|
@@ -72,7 +72,7 @@ pub struct Hello {
     pub stamp: Hlc,
     /// Whom it expects; `None`: anybody.
     pub expects: Option<NodeId>,
-    /// Room for authentication.
+    /// What binds it to its TLS session.
     pub extension: Vec<u8>,
 }
 
@@ -95,7 +95,7 @@ pub struct Welcome {
     pub epoch: Epoch,
     /// When it decided.
     pub stamp: Hlc,
-    /// Room for authentication.
+    /// What binds it to its TLS session.
     pub extension: Vec<u8>,
 }
 
@@ -120,12 +120,14 @@ pub enum RefusalKind {
     Duplicate,
     /// Too many sessions with nodes that are not in the view.
     Crowded,
+    /// Its certificate names somebody else, or its greeting was not made for this session.
+    Unproven,
     /// A reason of a later version.
     Other,
 }
 
 impl RefusalKind {
-    const NUMBERED: [Self; 9] = [
+    const NUMBERED: [Self; 10] = [
         Self::OtherVersion,
         Self::OtherCluster,
         Self::OtherGeneration,
@@ -135,6 +137,7 @@ impl RefusalKind {
         Self::Stale,
         Self::Duplicate,
         Self::Crowded,
+        Self::Unproven,
     ];
 
     fn number(self) -> u8 {
@@ -155,6 +158,7 @@ impl RefusalKind {
                 | Self::OtherCluster
                 | Self::OtherGeneration
                 | Self::Itself
+                | Self::Unproven
                 | Self::Other
         )
     }
@@ -388,7 +392,7 @@ pub enum Greeting {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HandshakeError {
     /// Not a troupe node at all.
-    #[error("it does not speak troupe's protocol (first bytes {0:02x?})")]
+    #[error("it does not speak troupe's protocol (first bytes {0:02x?}){hint}", hint = tls_hint(*.0))]
     NotTroupe([u8; 4]),
     /// Its body cannot be read here.
     #[error("it speaks protocol version {theirs}, this node speaks {PROTOCOL_VERSION}")]
@@ -408,6 +412,14 @@ pub enum HandshakeError {
     /// The body cannot be read.
     #[error("a greeting that cannot be read: {0}")]
     Unreadable(String),
+}
+
+/// A node with a secret says something to one without that can be recognised.
+fn tls_hint(first: [u8; 4]) -> &'static str {
+    match first {
+        [0x15 | 0x16, 3, ..] => ": it speaks TLS, and this node has no cluster secret",
+        _ => "",
+    }
 }
 
 const HELLO: u8 = 1;

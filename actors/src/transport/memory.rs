@@ -118,6 +118,7 @@ impl Network for MemoryNetwork {
                     reader: Box::new(reader),
                     writer: Box::new(writer),
                     remote,
+                    proof: None,
                 }
             };
             let incoming = Incoming {

@@ -1,4 +1,4 @@
-//! Sessions between nodes: authenticated-later TCP with framed messages.
+//! Sessions between nodes: framed messages over TLS, or over plain TCP where there is no secret.
 //!
 //! This page is the contract of the folder. Promises: one session per peer incarnation; messages of one class arrive in
 //! order at each desk or the session breaks; control never waits behind bulk; every break and every re-dial is told to
@@ -12,21 +12,25 @@
 //! | the peer takes no byte, or none comes             | the session breaks after `idle_timeout`                             |
 //! | what discovery has not taken yet (1,024 reads)    | the session breaks                                                  |
 //! | what another desk has not taken yet (16 MiB)      | *stalled*: reading pauses, the peer counts as heard; after 2 s it breaks |
-//! | handshakes                                        | closed at once (inbound), wait (outbound); each has a deadline      |
+//! | handshakes                                        | closed or instead of an old one (inbound, [`admission`]), wait (outbound); each has a deadline and 32 KiB |
 //! | sessions with nodes that nobody wants             | refused, beyond 1,024                                               |
 //!
 //! Who dials: both may. A tie is broken by [`sessions`]; what a hello must say is in [`handshake`], bytes are in [`frame`].
 
 pub mod actor;
+mod admission;
+mod certificate;
 pub mod frame;
 pub mod handshake;
 pub mod hlc;
 mod lanes;
 pub mod memory;
+mod reception;
 mod session;
 pub mod sessions;
 pub mod tcp;
 pub mod tls;
+pub mod trust;
 
 use std::any::Any;
 use std::future::Future;
@@ -45,7 +49,9 @@ use tokio::task::AbortHandle;
 
 pub use actor::{TransportActor, TransportSeed};
 pub use tcp::TcpNetwork;
+pub use trust::Refusals;
 
+use self::trust::{Distrust, Proof};
 use crate::id::{Generation, Incarnation, NodeId};
 use crate::wire::{Envelope, Message as WireMessage};
 
@@ -56,8 +62,11 @@ pub struct TransportSettings {
     pub max_frame: usize,
     /// A handshake must be done within this.
     pub handshake_timeout: Duration,
-    /// Handshakes at one time in each direction; beyond, inbound ones are closed at once and outbound ones wait.
+    /// Handshakes at one time in each direction; beyond, inbound ones are closed or take the place of old ones
+    /// ([`admission`]), and outbound ones wait.
     pub max_handshakes: usize,
+    /// Of them inbound from one address.
+    pub max_handshakes_per_address: usize,
     /// A TCP connection must be made within this.
     pub dial_timeout: Duration,
     /// First and longest wait between dials to a peer that does not answer.
@@ -78,6 +87,7 @@ impl Default for TransportSettings {
             max_frame: 1024 * 1024,
             handshake_timeout: Duration::from_secs(2),
             max_handshakes: 256,
+            max_handshakes_per_address: 64,
             dial_timeout: Duration::from_secs(1),
             redial_min: Duration::from_millis(50),
             redial_max: Duration::from_secs(5),
@@ -311,6 +321,8 @@ pub struct Stream {
     pub writer: Box<dyn AsyncWrite + std::marker::Send + Unpin>,
     /// Where the peer is.
     pub remote: SocketAddr,
+    /// What TLS has shown of the peer; `None` without TLS.
+    pub proof: Option<Proof>,
 }
 
 /// Why there is no connection.
@@ -318,6 +330,8 @@ pub struct Stream {
 pub enum Unconnected {
     /// The machine is there and nothing listens (at any of the addresses that a name stands for).
     Refused,
+    /// Somebody answers, and is not believed or does not believe us.
+    Distrusted(Distrust),
     /// Everything else, in words.
     Silent(String),
 }

@@ -17,10 +17,11 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::frame::{self, Decoded, Decoder};
-use super::handshake::{self, Greeting, HandshakeError, Hello, Prefix, Refusal, Welcome};
+use super::handshake::{self, Greeting, HandshakeError, Hello, Prefix, Purpose, Refusal, Welcome};
 use super::hlc::HybridClock;
 use super::lanes::{Lanes, Stop};
 use super::sessions::SessionKey;
+use super::trust::{Distrust, Proof, Side};
 use super::{DialOutcome, Heard, Network, Stream, TransportSettings, Unconnected};
 use crate::cluster::Fence;
 use crate::discovery::EpochSeen;
@@ -470,6 +471,8 @@ pub(super) async fn say_and_hang_up(mut stream: Stream, greeting: &Greeting, wit
 pub(super) enum Unwelcome {
     /// The other side refused us.
     Refusal(Refusal),
+    /// Somebody answered who is not believed, or does not believe us.
+    Distrust(Distrust),
     /// Nobody said anything that could be understood.
     Outcome(DialOutcome),
 }
@@ -478,49 +481,83 @@ impl Unwelcome {
     pub(super) fn outcome(self) -> DialOutcome {
         match self {
             Self::Refusal(refusal) => refusal.outcome(),
+            Self::Distrust(distrust) => DialOutcome::Turned(distrust.words),
             Self::Outcome(outcome) => outcome,
         }
     }
+}
+
+impl From<Unconnected> for Unwelcome {
+    fn from(unconnected: Unconnected) -> Self {
+        match unconnected {
+            Unconnected::Refused => Self::Outcome(DialOutcome::Refused),
+            Unconnected::Distrusted(distrust) => Self::Distrust(distrust),
+            Unconnected::Silent(why) => silent(why),
+        }
+    }
+}
+
+fn silent(why: impl ToString) -> Unwelcome {
+    Unwelcome::Outcome(DialOutcome::Silent(why.to_string()))
 }
 
 /// Dials, says hello, reads the answer. `hello_is_out` is set before the first byte is sent.
 pub(super) async fn greet(
     network: &dyn Network,
     address: &str,
-    hello: Hello,
+    mut hello: Hello,
     settings: &TransportSettings,
     hello_is_out: &AtomicBool,
 ) -> Result<(Welcome, Stream), Unwelcome> {
-    let silent = |why: String| Unwelcome::Outcome(DialOutcome::Silent(why));
-    let hello = Greeting::Hello(hello).encode();
-    let hello = hello.map_err(|why| silent(why.to_string()))?;
     let mut again = true;
     loop {
-        let dialled = network.dial(address, settings.dial_timeout).await;
-        let mut stream = dialled.map_err(|unconnected| {
-            Unwelcome::Outcome(match unconnected {
-                Unconnected::Refused => DialOutcome::Refused,
-                Unconnected::Silent(why) => DialOutcome::Silent(why),
-            })
-        })?;
+        let mut stream = network.dial(address, settings.dial_timeout).await?;
+        if let Some(proof) = &stream.proof {
+            if hello.purpose == Purpose::Session && proof.is_outlived(hello.incarnation) {
+                return Err(silent("this node has registered anew meanwhile"));
+            }
+            hello.extension = proof.binding(Side::Dialler);
+        }
+        let said = Greeting::Hello(hello.clone()).encode().map_err(silent)?;
         hello_is_out.store(true, Ordering::Relaxed);
         let asked = async {
-            let said = stream.writer.write_all(&hello).await;
+            let said = stream.writer.write_all(&said).await;
             if said.is_err() || stream.writer.flush().await.is_err() {
                 return Err(GreetingError::Closed);
             }
             read_greeting(&mut stream.reader, settings.handshake_timeout).await
         };
         match asked.await {
-            Ok(Greeting::Welcome(welcome)) => return Ok((welcome, stream)),
+            Ok(Greeting::Welcome(welcome)) => {
+                let believed = believe(stream.proof.as_ref(), hello.purpose, &welcome);
+                return match believed {
+                    Ok(()) => Ok((welcome, stream)),
+                    Err(distrust) => Err(Unwelcome::Distrust(distrust)),
+                };
+            }
             Ok(Greeting::Refusal(refusal)) => return Err(Unwelcome::Refusal(refusal)),
-            Ok(Greeting::Hello(_)) => return Err(silent("it said hello to our hello".to_owned())),
+            Ok(Greeting::Hello(_)) => return Err(silent("it said hello to our hello")),
             // A process that dies takes its port with it a moment after its connections: look again at once.
             Err(GreetingError::Closed) if again => again = false,
             Err(GreetingError::Bad(why)) => {
                 return Err(Unwelcome::Outcome(DialOutcome::Turned(why.to_string())));
             }
-            Err(why) => return Err(silent(why.to_string())),
+            Err(GreetingError::Io(why)) => {
+                let distrust = super::tls::distrust(&why).map(Unwelcome::Distrust);
+                return Err(distrust.unwrap_or_else(|| silent(GreetingError::Io(why))));
+            }
+            Err(why) => return Err(silent(why)),
         }
     }
+}
+
+/// Whether whoever welcomes us is whom its certificate names. A dial outside of any session asks who is there, not which
+/// life of it.
+fn believe(proof: Option<&Proof>, purpose: Purpose, welcome: &Welcome) -> Result<(), Distrust> {
+    let Some(proof) = proof else {
+        return Ok(());
+    };
+    let life = (purpose == Purpose::Session).then_some(welcome.incarnation);
+    let (id, name) = (welcome.id, welcome.name.as_str());
+    proof.vouches(Side::Acceptor, id, life, name, &welcome.extension)
 }

@@ -104,6 +104,7 @@ fn open(stream: TcpStream) -> io::Result<Stream> {
         reader: Box::new(reader),
         writer: Box::new(writer),
         remote,
+        proof: None,
     })
 }
 

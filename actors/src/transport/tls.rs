@@ -1,248 +1,258 @@
-//! TLS 1.3 between nodes, mutual, from one shared secret.
+//! TLS 1.3 between nodes, mutual, from one shared secret or from certificates of an authority of your own.
 //!
 //! Version 1 of the derivation: `HKDF-SHA256(salt = "troupe cluster secret v1", ikm = the 32 bytes of the secret,
 //! info = "ca ed25519 " + cluster)` gives 32 bytes, the seed of the Ed25519 key of the cluster's certificate authority.
 //! Every node derives it, so the authority needs no place to live; another secret or another cluster is another authority.
-//! Each node issues itself a certificate for a fresh key that names its node id, and issues the next one long before
-//! the old one ends. A peer that fails is refused before a byte of the hello is read. Without 0-RTT and tickets nothing
-//! recorded can be replayed.
+//! Each node issues itself a certificate for a fresh key that names its cluster, id and incarnation ([`super::trust`]): one when
+//! it starts, another when it is registered, and the next one long before one ends. A peer that fails is refused before a
+//! byte of the hello is read. Without 0-RTT and tickets nothing recorded can be replayed.
 
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
-};
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
-use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{AlertDescription, CertificateError, ClientConfig, OtherError, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, split};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
+use super::certificate::{Configs, NAME, configs, named};
+pub use super::certificate::{Credentials, OwnCertificates, Secret, TlsError};
+use super::trust::{BINDING, Distrust, Holder, Proof, Reason, Subject, stranger};
 use super::{Dialing, Network, Stream, Unconnected};
-use crate::id::NodeId;
+use crate::id::{Incarnation, NodeId};
 
-/// The name every node of a cluster answers to; which cluster is settled by the authority.
-const NAME: &str = "node.troupe.internal";
-/// How long a certificate is valid; also how long it was valid before it was made, for clocks that differ.
-const LIFE: Duration = Duration::from_secs(24 * 3600);
-const SKEW: Duration = Duration::from_secs(3600);
 /// The next one is issued after this.
 const RENEW: Duration = Duration::from_secs(6 * 3600);
+/// Bytes that are taken from somebody who has not shown yet who it is; a chain of a few certificates fits.
+const BEFORE_TRUST: usize = 32 * 1024;
+/// The values that bind greetings to their session: RFC 5705 exporters, one for each side.
+const BINDINGS: [&[u8]; 2] = [b"EXPORTER-troupe-hello-v1", b"EXPORTER-troupe-welcome-v1"];
 
-/// Why there is no TLS; nothing was started. The operator's to mend.
-#[derive(Debug, thiserror::Error)]
-pub enum TlsError {
-    /// The secret is not what `troupe keygen` makes.
-    #[error("the cluster secret must be 64 hexadecimal digits, as `troupe keygen` makes it")]
-    BadSecret,
-    /// A key or certificate could not be made.
-    #[error("a certificate could not be issued: {0}")]
-    Issue(#[from] rcgen::Error),
-    /// rustls refused what was made.
-    #[error("TLS could not be set up: {0}")]
-    Setup(String),
-}
-
-/// The cluster's secret. It shows itself to nobody.
-#[derive(Clone)]
-pub struct Secret([u8; 32]);
-
-impl std::fmt::Debug for Secret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Secret(..)")
-    }
-}
-
-impl Secret {
-    /// From random bytes.
-    pub fn new(bytes: [u8; 32]) -> Self {
-        Self(bytes)
-    }
-
-    /// From the text of a secret file; white space around it is ignored.
-    ///
-    /// # Errors
-    /// When it is not 64 hexadecimal digits.
-    pub fn parse(text: &str) -> Result<Self, TlsError> {
-        let digits = text.trim().as_bytes();
-        let mut bytes = [0; 32];
-        if digits.len() != 64 {
-            return Err(TlsError::BadSecret);
-        }
-        for (byte, pair) in bytes.iter_mut().zip(digits.chunks(2)) {
-            let value = |d: u8| {
-                char::from(d)
-                    .to_digit(16)
-                    .and_then(|v| u8::try_from(v).ok())
-            };
-            *byte = match (value(pair[0]), value(pair[1])) {
-                (Some(high), Some(low)) => high << 4 | low,
-                _ => return Err(TlsError::BadSecret),
-            };
-        }
-        Ok(Self(bytes))
-    }
-
-    /// The text of a secret file.
-    pub fn reveal(&self) -> String {
-        self.0.iter().map(|b| format!("{b:02x}")).collect()
-    }
-
-    fn authority(
-        &self,
-        cluster: &str,
-    ) -> Result<(Issuer<'static, KeyPair>, rcgen::Certificate), TlsError> {
-        // PKCS#8 version 1 of an Ed25519 key, up to its seed (RFC 8410).
-        const PKCS8: [u8; 16] = [
-            0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20,
-        ];
-        let salt = ring::hkdf::Salt::new(ring::hkdf::HKDF_SHA256, b"troupe cluster secret v1");
-        let mut seed = [0; 32];
-        salt.extract(&self.0)
-            .expand(
-                &[b"ca ed25519 ", cluster.as_bytes()],
-                ring::hkdf::HKDF_SHA256,
-            )
-            .and_then(|okm| okm.fill(&mut seed))
-            .map_err(|_| TlsError::Setup("the secret gives no key".to_owned()))?;
-        let der = PrivatePkcs8KeyDer::from([&PKCS8[..], &seed].concat());
-        let key = KeyPair::from_pkcs8_der_and_sign_algo(&der, &rcgen::PKCS_ED25519)?;
-        let mut params = CertificateParams::default();
-        params
-            .distinguished_name
-            .push(DnType::CommonName, format!("troupe cluster {cluster}"));
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        let certificate = params.self_signed(&key)?;
-        Ok((Issuer::new(params, key), certificate))
-    }
-}
-
-struct Configs {
-    issued: Instant,
-    client: Arc<ClientConfig>,
-    server: Arc<ServerConfig>,
+struct Current {
+    credentials: Credentials,
+    configs: Configs,
 }
 
 /// This node's side of TLS: its own certificate, and whom it accepts.
 pub struct Tls {
-    secrets: Vec<Secret>,
     cluster: String,
     id: NodeId,
-    current: Mutex<Configs>,
+    current: Mutex<Current>,
 }
 
 impl Tls {
-    /// The first secret issues our certificate; certificates of every one are accepted, for rotation.
+    /// As a node that is not registered yet.
     ///
     /// # Errors
-    /// When no certificate can be made.
-    pub fn new(secrets: Vec<Secret>, cluster: &str, id: NodeId) -> Result<Self, TlsError> {
-        let current = Mutex::new(issue(&secrets, cluster, id, LIFE)?);
-        let cluster = cluster.to_owned();
+    /// When there is no certificate that others would accept.
+    pub fn new(credentials: Credentials, cluster: &str, id: NodeId) -> Result<Self, TlsError> {
+        let me = life(cluster, id, Incarnation::NONE);
+        let configs = configs(&credentials, me)?;
         Ok(Self {
-            secrets,
-            cluster,
+            cluster: cluster.to_owned(),
             id,
-            current,
+            current: Mutex::new(Current {
+                credentials,
+                configs,
+            }),
         })
     }
 
-    fn configs(&self) -> (Arc<ClientConfig>, Arc<ServerConfig>) {
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        if current.issued.elapsed() >= RENEW {
-            match issue(&self.secrets, &self.cluster, self.id, LIFE) {
-                Ok(next) => *current = next,
-                Err(why) => {
-                    log::error!(target: "transport", event = "security.not_renewed", err:display = why; "the certificate of this node was not renewed")
-                }
-            }
+    /// We are registered as this incarnation: from now on our certificate names it.
+    pub fn set_incarnation(&self, incarnation: Incarnation) {
+        let mut current = self.lock();
+        let me = life(&self.cluster, self.id, incarnation);
+        let issues = matches!(current.credentials, Credentials::Secrets(_));
+        if issues && current.configs.holder != me {
+            renew(&mut current, me);
         }
-        (Arc::clone(&current.client), Arc::clone(&current.server))
+    }
+
+    /// From now on other credentials; sessions that are up stay. Answers whom our certificate names.
+    ///
+    /// # Errors
+    /// When they are of no use; those that were before stay.
+    pub fn replace(&self, credentials: Credentials) -> Result<Holder, TlsError> {
+        let mut current = self.lock();
+        let incarnation = match current.configs.holder.subject {
+            Subject::Life(_, incarnation) => incarnation,
+            _ => Incarnation::NONE,
+        };
+        let configs = configs(&credentials, life(&self.cluster, self.id, incarnation))?;
+        let holder = configs.holder.clone();
+        *current = Current {
+            credentials,
+            configs,
+        };
+        Ok(holder)
+    }
+
+    /// Whom our certificate names.
+    pub fn holder(&self) -> Holder {
+        self.lock().configs.holder.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Current> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn configs(&self) -> (Holder, Arc<ClientConfig>, Arc<ServerConfig>) {
+        let mut current = self.lock();
+        let issues = matches!(current.credentials, Credentials::Secrets(_));
+        if issues && current.configs.issued.elapsed() >= RENEW {
+            let me = current.configs.holder.clone();
+            renew(&mut current, me);
+        }
+        let configs = &current.configs;
+        (
+            configs.holder.clone(),
+            Arc::clone(&configs.client),
+            Arc::clone(&configs.server),
+        )
     }
 
     /// The handshake with somebody who dialled us.
     ///
     /// # Errors
-    /// Why it is refused, in words.
-    pub async fn accept(&self, stream: Stream, within: Duration) -> Result<Stream, String> {
+    /// Why it is refused.
+    pub async fn accept(&self, stream: Stream, until: Instant) -> Result<Stream, Distrust> {
+        let (own, _, config) = self.configs();
         let remote = stream.remote;
-        let acceptor = TlsAcceptor::from(self.configs().1);
-        match timeout(within, acceptor.accept(Joined(stream))).await {
-            Ok(Ok(tls)) => Ok(apart(tls, remote)),
-            Ok(Err(why)) => Err(why.to_string()),
-            Err(_) => Err(format!("no TLS handshake within {within:?}")),
+        let accepting = TlsAcceptor::from(config).accept(Joined::bounded(stream));
+        match timeout_at(until, accepting).await {
+            Ok(Ok(mut tls)) => {
+                tls.get_mut().0.left = None;
+                let connection = tls.get_ref().1;
+                let mut proof = prove(own, connection.peer_certificates(), &self.cluster)?;
+                for (binding, label) in proof.bindings.iter_mut().zip(BINDINGS) {
+                    export(connection.export_keying_material(binding, label, None))?;
+                }
+                Ok(apart(tls, remote, proof))
+            }
+            Ok(Err(why)) => Err(explain_io(&why)),
+            Err(_) => {
+                let words = "no TLS handshake in time".to_owned();
+                Err(Distrust::new(Reason::Late, words))
+            }
         }
     }
 
     async fn connect(&self, stream: Stream) -> io::Result<Stream> {
+        let (own, config, _) = self.configs();
         let remote = stream.remote;
         let name = ServerName::try_from(NAME).map_err(io::Error::other)?;
-        let connector = TlsConnector::from(self.configs().0);
-        let tls = connector.connect(name, Joined(stream)).await?;
-        Ok(apart(tls, remote))
+        let connector = TlsConnector::from(config);
+        let mut tls = connector.connect(name, Joined::bounded(stream)).await?;
+        tls.get_mut().0.left = None;
+        let connection = tls.get_ref().1;
+        let proof = prove(own, connection.peer_certificates(), &self.cluster);
+        let mut proof = proof.map_err(io::Error::other)?;
+        for (binding, label) in proof.bindings.iter_mut().zip(BINDINGS) {
+            export(connection.export_keying_material(binding, label, None))
+                .map_err(io::Error::other)?;
+        }
+        Ok(apart(tls, remote, proof))
     }
 }
 
-fn issue(
-    secrets: &[Secret],
-    cluster: &str,
-    id: NodeId,
-    life: Duration,
-) -> Result<Configs, TlsError> {
-    let setup = |why: &dyn std::fmt::Display| TlsError::Setup(why.to_string());
-    let first = secrets.first().ok_or(TlsError::BadSecret)?;
-    let key = KeyPair::generate_for(&rcgen::PKCS_ED25519)?;
-    let mut params = CertificateParams::new(vec![NAME.to_owned(), format!("{id}.{NAME}")])?;
-    params
-        .distinguished_name
-        .push(DnType::CommonName, id.to_string());
-    let now = time::OffsetDateTime::now_utc();
-    params.not_before = now - SKEW;
-    params.not_after = now + life;
-    params.extended_key_usages = vec![
-        ExtendedKeyUsagePurpose::ServerAuth,
-        ExtendedKeyUsagePurpose::ClientAuth,
-    ];
-    let certificate = params.signed_by(&key, &first.authority(cluster)?.0)?;
-    let mut roots = RootCertStore::empty();
-    for secret in secrets {
-        let (_, ca) = secret.authority(cluster)?;
-        roots.add(ca.der().clone()).map_err(|why| setup(&why))?;
+fn life(cluster: &str, id: NodeId, incarnation: Incarnation) -> Holder {
+    Holder {
+        cluster: cluster.to_owned(),
+        subject: Subject::Life(id, incarnation),
     }
-    let roots = Arc::new(roots);
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let chain = vec![certificate.der().clone()];
-    let private = || PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
-    let mut client = ClientConfig::builder_with_provider(Arc::clone(&provider))
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(|why| setup(&why))?
-        .with_root_certificates(Arc::clone(&roots))
-        .with_client_auth_cert(chain.clone(), private())
-        .map_err(|why| setup(&why))?;
-    // Every session proves itself anew: no tickets, no early data.
-    client.resumption = rustls::client::Resumption::disabled();
-    let verifier = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider))
-        .build()
-        .map_err(|why| setup(&why))?;
-    let mut server = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(|why| setup(&why))?
-        .with_client_cert_verifier(verifier)
-        .with_single_cert(chain, private())
-        .map_err(|why| setup(&why))?;
-    server.send_tls13_tickets = 0;
-    Ok(Configs {
-        issued: Instant::now(),
-        client: Arc::new(client),
-        server: Arc::new(server),
+}
+
+fn renew(current: &mut Current, me: Holder) {
+    match configs(&current.credentials, me) {
+        Ok(next) => current.configs = next,
+        Err(why) => {
+            log::error!(target: "transport", event = "security.not_renewed", err:display = why; "the certificate of this node was not renewed")
+        }
+    }
+}
+
+fn prove(
+    own: Holder,
+    chain: Option<&[CertificateDer<'_>]>,
+    cluster: &str,
+) -> Result<Proof, Distrust> {
+    let certificate = chain.and_then(<[_]>::first);
+    let holder = certificate.and_then(|certificate| named(certificate, cluster));
+    let holder = holder.ok_or_else(|| stranger(None, cluster))?;
+    Ok(Proof {
+        holder,
+        own,
+        bindings: [[0; BINDING]; 2],
     })
+}
+
+fn export<T>(exported: Result<T, rustls::Error>) -> Result<T, Distrust> {
+    exported.map_err(|why| Distrust::new(Reason::NoTls, why.to_string()))
+}
+
+// --- why it failed -------------------------------------------------------------------------------------------------
+
+/// Why a connection broke, when TLS is why.
+pub(super) fn distrust(why: &io::Error) -> Option<Distrust> {
+    let inner = why.get_ref()?;
+    if let Some(distrust) = inner.downcast_ref::<Distrust>() {
+        return Some(distrust.clone());
+    }
+    Some(explain(inner.downcast_ref::<rustls::Error>()?))
+}
+
+fn explain_io(why: &io::Error) -> Distrust {
+    distrust(why).unwrap_or_else(|| {
+        Distrust::new(
+            Reason::BrokenOff,
+            format!("it left during the handshake: {why}"),
+        )
+    })
+}
+
+pub(super) fn explain(why: &rustls::Error) -> Distrust {
+    use AlertDescription::{
+        AccessDenied, BadCertificate, CertificateExpired, CertificateRequired, CertificateRevoked,
+        CertificateUnknown, DecryptError, UnknownCA, UnsupportedCertificate,
+    };
+    match why {
+        rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(inner))) => {
+            let known = inner.downcast_ref::<Distrust>().cloned();
+            known.unwrap_or_else(|| Distrust::new(Reason::BadCertificate, why.to_string()))
+        }
+        rustls::Error::InvalidCertificate(_) => {
+            Distrust::new(Reason::BadCertificate, why.to_string())
+        }
+        rustls::Error::NoCertificatesPresented => Distrust::new(
+            Reason::NoCertificate,
+            "it has no certificate: it is no node of a troupe",
+        ),
+        rustls::Error::AlertReceived(
+            alert @ (AccessDenied
+            | BadCertificate
+            | CertificateExpired
+            | CertificateRequired
+            | CertificateRevoked
+            | CertificateUnknown
+            | DecryptError
+            | UnknownCA
+            | UnsupportedCertificate),
+        ) => {
+            let words = format!(
+                "it does not accept the certificate of this node ({alert:?}): another secret or cluster, or one of the two clocks is off"
+            );
+            Distrust::new(Reason::DistrustsUs, words)
+        }
+        rustls::Error::InvalidMessage(_) => {
+            let words = format!("it speaks no TLS, as a node without a secret does ({why})");
+            Distrust::new(Reason::NoTls, words)
+        }
+        why => Distrust::new(Reason::NoTls, format!("it speaks another TLS: {why}")),
+    }
 }
 
 /// Another network, with TLS over each connection. Refused and silent stay matters of the network below.
@@ -274,9 +284,10 @@ impl Network for TlsNetwork {
                     // A process that dies takes its port with it a moment after its connections: look again at once.
                     Ok(Err(why)) if again && hung_up(&why) => again = false,
                     Ok(Err(why)) => {
-                        return Err(Unconnected::Silent(format!(
-                            "TLS with {address} failed: {why}"
-                        )));
+                        return Err(distrust(&why).map_or_else(
+                            || Unconnected::Silent(format!("TLS with {address} failed: {why}")),
+                            Unconnected::Distrusted,
+                        ));
                     }
                     Err(_) => {
                         return Err(Unconnected::Silent(format!(
@@ -300,17 +311,31 @@ fn hung_up(why: &io::Error) -> bool {
 fn apart<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     tls: S,
     remote: std::net::SocketAddr,
+    proof: Proof,
 ) -> Stream {
     let (reader, writer) = split(tls);
     Stream {
         reader: Box::new(reader),
         writer: Box::new(writer),
         remote,
+        proof: Some(proof),
     }
 }
 
-/// Both halves as one.
-struct Joined(Stream);
+/// Both halves as one, and how much may still be read before the handshake is over.
+struct Joined {
+    stream: Stream,
+    left: Option<usize>,
+}
+
+impl Joined {
+    fn bounded(stream: Stream) -> Self {
+        Self {
+            stream,
+            left: Some(BEFORE_TRUST),
+        }
+    }
+}
 
 impl AsyncRead for Joined {
     fn poll_read(
@@ -318,7 +343,20 @@ impl AsyncRead for Joined {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0.reader).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let answer = Pin::new(&mut self.stream.reader).poll_read(cx, buf);
+        let read = buf.filled().len() - before;
+        let Some(left) = self.left else {
+            return answer;
+        };
+        self.left = left.checked_sub(read);
+        if self.left.is_none() {
+            self.left = Some(0);
+            let words =
+                format!("it said more than {BEFORE_TRUST} bytes before it showed who it is");
+            return Poll::Ready(Err(io::Error::other(Distrust::new(Reason::TooLong, words))));
+        }
+        answer
     }
 }
 
@@ -328,84 +366,27 @@ impl AsyncWrite for Joined {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0.writer).poll_write(cx, buf)
+        Pin::new(&mut self.stream.writer).poll_write(cx, buf)
+    }
+    /// Many records in one write; and what is said last, when a handshake fails, is tried but once.
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream.writer).poll_write_vectored(cx, bufs)
+    }
+    fn is_write_vectored(&self) -> bool {
+        self.stream.writer.is_write_vectored()
     }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0.writer).poll_flush(cx)
+        Pin::new(&mut self.stream.writer).poll_flush(cx)
     }
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0.writer).poll_shutdown(cx)
+        Pin::new(&mut self.stream.writer).poll_shutdown(cx)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::memory::MemoryNetwork;
-    use super::*;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-    const WITHIN: Duration = Duration::from_secs(5);
-
-    fn tls(secrets: &[u8], cluster: &str) -> Arc<Tls> {
-        let secrets = secrets.iter().map(|b| Secret::new([*b; 32])).collect();
-        Arc::new(Tls::new(secrets, cluster, NodeId(7)).unwrap())
-    }
-
-    /// Whether a word of the dialler reaches the acceptor.
-    async fn talk(dialler: Arc<Tls>, acceptor: Arc<Tls>) -> bool {
-        let memory = MemoryNetwork::default();
-        let listener = memory.listen("there");
-        let network = TlsNetwork::new(Arc::new(memory), dialler);
-        let answering = async {
-            let incoming = listener.incoming.lock().await.recv().await.unwrap();
-            let mut stream = acceptor
-                .accept((incoming.open)().unwrap(), WITHIN)
-                .await
-                .ok()?;
-            let mut word = [0; 4];
-            stream.reader.read_exact(&mut word).await.ok()?;
-            Some(word)
-        };
-        let asking = async {
-            let mut stream = network.dial("there", WITHIN).await.ok()?;
-            stream.writer.write_all(b"word").await.ok()?;
-            stream.writer.flush().await.ok()?;
-            Some(stream)
-        };
-        tokio::pin!(asking);
-        tokio::select! {
-            biased;
-            heard = answering => heard == Some(*b"word"),
-            () = async { let _kept = asking.await; std::future::pending::<()>().await } => false,
-        }
-    }
-
-    #[actix_rt::test]
-    async fn nodes_of_one_secret_and_cluster_talk() {
-        assert!(talk(tls(&[1], "a"), tls(&[1], "a")).await);
-    }
-
-    #[actix_rt::test]
-    async fn another_secret_or_another_cluster_is_refused_in_the_handshake() {
-        assert!(!talk(tls(&[1], "a"), tls(&[2], "a")).await);
-        assert!(!talk(tls(&[1], "a"), tls(&[1], "b")).await);
-    }
-
-    #[actix_rt::test]
-    async fn while_a_secret_is_rotated_both_are_accepted() {
-        assert!(talk(tls(&[1, 2], "a"), tls(&[2, 1], "a")).await);
-        assert!(talk(tls(&[2, 1], "a"), tls(&[1, 2], "a")).await);
-    }
-
-    #[test]
-    fn a_secret_is_read_as_it_was_written_and_nothing_else_is_one() {
-        let secret = Secret::new([0xa5; 32]);
-        assert_eq!(
-            Secret::parse(&format!("{}\n", secret.reveal())).unwrap().0,
-            secret.0
-        );
-        assert!(Secret::parse("short").is_err());
-        assert!(Secret::parse(&"é".repeat(32)).is_err());
-        assert_eq!(format!("{secret:?}"), "Secret(..)");
-    }
-}
+#[path = "tls_tests.rs"]
+mod tests;

@@ -197,6 +197,7 @@ pub async fn run(name: String, make: Make, stage: Shared) -> turmoil::Result {
         capacity: make.capacity,
         tags: Default::default(),
         started_at: wall_ms(),
+        insecure: false,
     };
     let (registration_weight, may_lead) = (registration.weight, registration.eligible);
     let (orders, given) = unbounded_channel();

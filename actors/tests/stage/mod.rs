@@ -358,6 +358,7 @@ impl Stage {
                 capacity: self.capacity,
                 tags: BTreeMap::from([("node".to_owned(), name(node.id.0))]),
                 started_at: 0,
+                insecure: false,
             },
             incarnation: node.incarnation,
             state: MemberState::Alive,

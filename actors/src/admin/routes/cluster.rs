@@ -151,6 +151,7 @@ fn member_view(picture: &Picture, member: &Member, counts: Option<&MasterSnapsho
         pid: who.pid,
         since: rfc3339(picture.member_since(who.id)),
         started_at: rfc3339(who.started_at),
+        insecure: who.insecure,
         session: member.session,
         rtt_us: member.rtt.map(micros),
         lag_us: micros(member.lag),

@@ -75,6 +75,7 @@ pub(super) async fn metrics(State(office): State<Arc<Office>>) -> Response {
         master: master.ok(),
         worker: worker.ok(),
         registry: registry.ok(),
+        refusals: seed.refusals.all(),
     });
     let kind = "text/plain; version=0.0.4; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], text).into_response()
