@@ -6,22 +6,16 @@
 //! JSON logs of real processes afterwards.
 //!
 //! Long runs of seeds, of either tier: [`runner`] runs them in slices that can be resumed, [`coverage`] counts what they went
-//! through, [`slices`] sums it.
+//! through, [`slices`] sums it, [`hunt`] hunts planted bugs through them. [`node`] is what they run.
 
 pub mod capture;
 pub mod conduct;
 pub mod coverage;
-//! through, [`slices`] sums it, [`hunt`] hunts planted bugs through them. [`node`] is what they run.
-
-pub mod capture;
-pub mod coverage;
-pub mod hunt;
 pub mod fuzz;
-pub mod invariants;
-pub mod node;
 pub mod hunt;
 pub mod invariants;
 pub mod linear;
+pub mod node;
 pub mod registry;
 pub mod runner;
 pub mod slices;

@@ -174,9 +174,6 @@ fn a_replaced_registry_gets_a_higher_generation_whoever_finds_it_first() {
     }
 }
 
-/// What this simulation is called in tables.
-const TIER: &str = "cores";
-
 /// Bugs that the first seeds show: that the simulation can fail at all.
 #[test]
 fn a_few_planted_bugs_are_caught_at_once() {

@@ -403,6 +403,7 @@ fn stream(number: u64, end: usize, remote: SocketAddr) -> Stream {
         reader: Box::new(Half { number, end }),
         writer: Box::new(Half { number, end }),
         remote,
+        proof: None,
     }
 }
 

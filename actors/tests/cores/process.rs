@@ -257,6 +257,7 @@ fn begin(me: usize, make: &Make) {
         weight: rng.random_range(0..3),
         // One can always lead.
         eligible: me == 0 || rng.random_bool(0.85),
+        insecure: false,
         roles: vec!["worker".to_owned()],
         jobs: vec!["multiply".to_owned()],
         capacity: make.capacity,

@@ -15,7 +15,7 @@ use etcd_client::proto::{
 use tokio::io::{AsyncRead, ReadBuf, duplex, split};
 use troupe_actors::id::NodeId;
 use troupe_actors::testkit::fuzz::join;
-use troupe_actors::transport::tls::{Secret, Tls, TlsNetwork};
+use troupe_actors::transport::tls::{Credentials, Secret, Tls, TlsNetwork};
 use troupe_actors::transport::{Dialing, Network, Stream};
 
 type Seeds = Vec<(&'static str, String, Vec<u8>)>;
@@ -157,7 +157,16 @@ impl Network for Once {
 /// Both flights of a handshake between two that know the secret.
 fn handshake(seeds: &mut Seeds) {
     let within = Duration::from_secs(10);
-    let tls = |n| Arc::new(Tls::new(vec![Secret::new([7; 32])], "troupe", NodeId(n)).unwrap());
+    let tls = |n| {
+        Arc::new(
+            Tls::new(
+                Credentials::Secrets(vec![Secret::new([7; 32])]),
+                "troupe",
+                NodeId(n),
+            )
+            .unwrap(),
+        )
+    };
     let (heard, answered) = (Arc::default(), Arc::default());
     let (a, b) = duplex(1 << 16);
     let stream = |half, kept: &Arc<Mutex<Vec<u8>>>| {
@@ -166,6 +175,7 @@ fn handshake(seeds: &mut Seeds) {
             reader: Box::new(Tap(Box::new(reader), Arc::clone(kept))),
             writer: Box::new(writer),
             remote: ([127, 0, 0, 1], 1).into(),
+            proof: None,
         }
     };
     let acceptor = stream(a, &heard);
@@ -175,8 +185,10 @@ fn handshake(seeds: &mut Seeds) {
     );
     actix_rt::System::new().block_on(async {
         let ours = tls(7);
-        let (accepted, dialled) =
-            tokio::join!(ours.accept(acceptor, within), network.dial("a:1", within));
+        let (accepted, dialled) = tokio::join!(
+            ours.accept(acceptor, tokio::time::Instant::now() + within),
+            network.dial("a:1", within)
+        );
         assert!(accepted.is_ok() && dialled.is_ok());
     });
     let (heard, answered) = (heard.lock().unwrap(), answered.lock().unwrap());

@@ -146,6 +146,7 @@ fn node() -> Rc<Node> {
 fn start() -> Node {
     let others = Others.start();
     let seed = AdminSeed {
+        refusals: crate::transport::Refusals::default(),
         settings: AdminSettings {
             relay_timeout: SOON,
             master_wait: SOON,

@@ -111,6 +111,7 @@ fn myself() -> Registration {
         protocol: 1,
         weight: 0,
         eligible: true,
+        insecure: false,
         roles: vec!["worker".to_owned()],
         jobs: vec!["multiply".to_owned()],
         capacity: 4,

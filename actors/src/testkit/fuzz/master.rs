@@ -243,6 +243,7 @@ pub(super) fn member(id: NodeId) -> Member {
             protocol: 1,
             weight: 0,
             eligible: true,
+            insecure: false,
             roles: vec!["worker".to_owned()],
             jobs: vec!["multiply".to_owned(), String::new()],
             capacity: 4,

@@ -3,9 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::{on_runtime, reader};
 use crate::id::NodeId;
-use crate::transport::tls::{Secret, Tls, TlsNetwork};
+
+use crate::transport::tls::{Credentials, Secret, Tls, TlsNetwork};
 use crate::transport::{Dialing, Network, Stream};
 
 const WITHIN: Duration = Duration::from_secs(5);
@@ -25,6 +28,7 @@ fn stream(data: &[u8]) -> Stream {
         reader: Box::new(reader(data)),
         writer: Box::new(tokio::io::sink()),
         remote: ([127, 0, 0, 1], 1).into(),
+        proof: None,
     }
 }
 
@@ -33,7 +37,7 @@ pub(super) fn tls(data: &[u8]) {
     thread_local! {
         static OURS: Arc<Tls> = {
             let secret = Secret::new([7; 32]);
-            Arc::new(Tls::new(vec![secret], "troupe", NodeId(7)).expect("TLS"))
+            Arc::new(Tls::new(Credentials::Secrets(vec![secret]), "troupe", NodeId(7)).expect("TLS"))
         };
     }
     let Some((side, data)) = data.split_first() else {
@@ -42,7 +46,8 @@ pub(super) fn tls(data: &[u8]) {
     let ours = OURS.with(Arc::clone);
     let in_words = on_runtime(async {
         if side % 2 == 0 {
-            ours.accept(stream(data), WITHIN).await.err()
+            let accepted = ours.accept(stream(data), Instant::now() + WITHIN).await;
+            accepted.err().map(|why| why.to_string())
         } else {
             let network = TlsNetwork::new(Arc::new(Canned(data.to_vec())), ours);
             let dialled = network.dial("there:1", WITHIN).await;
