@@ -1,3 +1,5 @@
+//! The target `journal` of `actors/src/testkit/fuzz`.
+
 #![no_main]
 
 use troupe_actors::testkit::fuzz::target;

@@ -1,3 +1,5 @@
+//! The target `settings` of `src/fuzz.rs`.
+
 #![no_main]
 
 use troupe::fuzz::target;

@@ -158,7 +158,7 @@ impl Stage {
                 for (_, assign) in matched.assigns {
                     let attempts: Vec<_> = assign.assignments.iter().map(|a| a.attempt).collect();
                     assert!(attempts.iter().all(|a| a.attempt.n > 0));
-                    if what % 4 == 0 {
+                    if what.is_multiple_of(4) {
                         reign.not_sent(worker(8), &attempts, (false, assign.report), now);
                     }
                 }
@@ -168,7 +168,7 @@ impl Stage {
             3 => {
                 reign.write(now);
                 while let Some(flight) = reign.journal.take_off(now) {
-                    if what % 4 == 0 {
+                    if what.is_multiple_of(4) {
                         reign.not_recorded(flight.n, now);
                     } else {
                         let kv = Kv {
