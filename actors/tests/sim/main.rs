@@ -5,6 +5,7 @@ mod node;
 mod plan;
 mod registry;
 mod stage;
+mod transcripts;
 mod world;
 
 use std::collections::BTreeMap;
