@@ -10,6 +10,7 @@
 
 pub mod capture;
 pub mod coverage;
+pub mod fuzz;
 pub mod invariants;
 pub mod registry;
 pub mod runner;

@@ -42,6 +42,8 @@ mod check;
 mod convert;
 mod disk;
 mod error;
+#[cfg(feature = "testkit")]
+pub(crate) mod fuzz;
 mod kv;
 mod lease;
 mod leases;
