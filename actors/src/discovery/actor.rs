@@ -300,12 +300,14 @@ impl DiscoveryActor {
         if self.claiming || self.handing_over {
             return;
         }
-        if let (true, Some(epoch)) = (self.reborn_master && self.registry, self.leading) {
-            self.claim(epoch.revision, ctx);
-            return;
-        }
         let ballot = self.ballot();
         match self.election.decide(&ballot, now) {
+            // Only while the key is ours: a reborn MasterActor whose mastership is gone stands down like any other.
+            Decision::Wait if self.reborn_master && self.registry => {
+                if let Some(epoch) = self.leading {
+                    self.claim(epoch.revision, ctx);
+                }
+            }
             Decision::Wait => {}
             Decision::Claim { expected, .. } => self.claim(expected, ctx),
             Decision::StandDown(why) => self.stand_down(why, ctx),
