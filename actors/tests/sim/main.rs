@@ -92,14 +92,16 @@ fn sums() {
     }
 }
 
-/// A plan of three nodes with this fault and no other.
-fn with_one_fault(seed: u64, fault: Fault) -> Plan {
+/// A plan of so many nodes with these faults and no other, the first after four seconds.
+fn with(seed: u64, nodes: usize, faults: &[(u64, Fault)]) -> Plan {
+    let at = |(ms, fault): &(u64, Fault)| (Duration::from_millis(4000 + ms), fault.clone());
     Plan {
-        nodes: 3,
-        starts: vec![Duration::ZERO; 3],
-        faults: vec![(Duration::from_secs(4), fault)],
+        nodes,
+        starts: vec![Duration::ZERO; nodes],
+        clocks: vec![0; nodes],
+        faults: faults.iter().map(at).collect(),
         submits: Vec::new(),
-        single: true,
+        single: faults.len() == 1,
         safety: Duration::from_secs(13),
         ..Plan::of(seed)
     }
@@ -108,13 +110,42 @@ fn with_one_fault(seed: u64, fault: Fault) -> Plan {
 /// Faults that once led to harm: what was wrong is in the message of the commit that mended it.
 #[test]
 fn faults_that_once_did_harm_do_none() {
+    let lasting = Duration::from_secs(3);
+    let master_dies = Fault::NewMasters {
+        times: 0,
+        after: Duration::ZERO,
+        whole: false,
+        down: Duration::ZERO,
+    };
+    let once: [(usize, Vec<(u64, Fault)>); 3] = [
+        (3, vec![(0, Fault::Unregister { node: 1 })]),
+        (3, vec![(0, Fault::NewGeneration)]),
+        // MasterActor began anew and claimed for ever what an empty registry did not have.
+        (
+            1,
+            vec![(0, Fault::RegistryDown { lasting }), (2000, master_dies)],
+        ),
+    ];
     for seed in 1..=8 {
-        for fault in [Fault::Unregister { node: 1 }, Fault::NewGeneration] {
-            let outcome = run(with_one_fault(seed, fault));
-            if let Some(violation) = &outcome.violation {
-                panic!("{}{violation}", transcript(&outcome, SHOWN));
-            }
+        for (nodes, faults) in &once {
+            keeps_well(with(seed, *nodes, faults));
         }
+        // A newcomer with a late clock began an empty registry, and its generation was below what all others went by.
+        let late = Fault::RegistryDown { lasting };
+        let crash = Fault::Crash {
+            node: 2,
+            down: Duration::from_millis(2800),
+        };
+        let mut plan = with(seed, 3, &[(0, late), (0, crash)]);
+        plan.clocks[2] = -1_000_000;
+        keeps_well(plan);
+    }
+}
+
+fn keeps_well(plan: Plan) {
+    let outcome = run(plan);
+    if let Some(violation) = &outcome.violation {
+        panic!("{}{violation}", transcript(&outcome, SHOWN));
     }
 }
 

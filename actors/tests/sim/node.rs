@@ -433,7 +433,8 @@ impl Node {
                 heir: None,
                 why: "the simulation asked for it".to_owned(),
             }),
-            Order::Drain | Order::Revoke(_) | Order::Unregister(_) | Order::Renew => {}
+            // The witness's, or dealt with before.
+            _ => {}
         }
     }
 

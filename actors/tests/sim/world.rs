@@ -1,16 +1,20 @@
 //! The world of one run: machines, links, the plan's faults, and the checks after every step.
 
+mod faults;
 mod load;
 mod prompt;
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::rc::Rc;
 use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use troupe_actors::cluster::MemberState;
 use troupe_actors::id::{NodeId, TaskId};
+use troupe_actors::registry::embedded::trouble;
 use troupe_actors::supervisor::How;
 use troupe_actors::testkit::capture::capture;
 use troupe_actors::testkit::coverage::Coverage;
@@ -19,8 +23,9 @@ use troupe_actors::testkit::trace::Record;
 use troupe_actors::{chance, time};
 use turmoil::{Builder, Sim};
 
-use crate::plan::{Fault, Plan, Way};
-use crate::stage::{EPOCH_SECONDS, Order, Shared, wall_ms};
+use crate::plan::{Fault, Plan};
+use crate::registry::{Mood, Moody};
+use crate::stage::{self, EPOCH_SECONDS, Order, Shared, wall_ms};
 use crate::{net, node, registry};
 use load::Load;
 use prompt::{GONE_AFTER_DRAIN, Prompt};
@@ -62,6 +67,12 @@ enum Act {
     End(usize, Fault),
     Start(String),
     Kill(usize, &'static str, How),
+    /// The registry drops its history.
+    Compact,
+    /// Connections of this node are reset: those to the registry, or to the others.
+    Reset(usize, bool),
+    /// This process ends, or its MasterActor.
+    Strike(String, u32, bool, Duration),
     /// By now this identity must not be registered any more.
     MustBeGone(NodeId, &'static str),
     /// So must this one, if nothing else was wrong since this time.
@@ -91,6 +102,9 @@ struct World<'a> {
     rng: StdRng,
     load: Load,
     prompt: Prompt,
+    mood: Rc<Cell<Mood>>,
+    clocks: Vec<i64>,
+    aim: Option<faults::Aim>,
 }
 
 /// How a pair of machines stands.
@@ -119,7 +133,9 @@ pub fn run(plan: Plan) -> Outcome {
     drop(world);
     chance::seed(None);
     time::simulate_wall(None);
+    trouble::make(None);
     net::forget_all();
+    stage::forget_clocks();
     let trace = std::mem::take(&mut stage.borrow_mut().trace);
     Outcome {
         plan,
@@ -135,6 +151,10 @@ fn prepare(plan: &Plan, stage: &Shared) {
     chance::seed(Some(plan.seed));
     time::simulate_wall(Some(wall_ms));
     net::forget_all();
+    stage::forget_clocks();
+    for (node, off) in plan.clocks.iter().enumerate() {
+        stage::set_clock(&name(node), *off);
+    }
     let stage = stage.clone();
     capture(Some(Box::new(move |event, fields| {
         // Said while the stage itself is being changed: nothing of a node runs then.
@@ -159,8 +179,14 @@ impl World<'_> {
             builder.enable_random_order();
         }
         let mut sim = builder.build();
-        let on = stage.clone();
-        sim.host("registry", move || registry::serve(on.clone()));
+        let (on, disk) = (stage.clone(), plan.disk);
+        sim.host("registry", move || registry::serve(on.clone(), disk));
+        let mood = Rc::new(Cell::new(Mood::default()));
+        trouble::make(Some(Box::new(Moody {
+            mood: mood.clone(),
+            rng: StdRng::seed_from_u64(plan.seed.rotate_left(32)),
+            stage: stage.clone(),
+        })));
         let on = stage.clone();
         sim.host("witness", move || registry::witness(on.clone()));
         let mut due = BTreeMap::new();
@@ -187,6 +213,9 @@ impl World<'_> {
             load: Load::default(),
             prompt: Prompt::default(),
             rng: StdRng::seed_from_u64(!plan.seed),
+            mood,
+            clocks: plan.clocks.clone(),
+            aim: None,
             plan,
         }
     }
@@ -246,6 +275,7 @@ impl World<'_> {
 
     /// Everything that was broken is mended now, and what is down comes up.
     fn end_faults(&mut self) -> Result<(), Violation> {
+        self.aim = None;
         let open: Vec<Act> = std::mem::take(&mut self.due).into_values().collect();
         for act in open {
             if matches!(act, Act::End(..) | Act::Start(_)) {
@@ -295,9 +325,12 @@ impl World<'_> {
     }
 
     fn check(&mut self) -> Result<(), Violation> {
-        let stage = std::rc::Rc::clone(&self.stage);
+        let stage = Rc::clone(&self.stage);
         let stage = stage.borrow();
         for record in &stage.trace[self.read..] {
+            if record.event == "master.promoted" {
+                self.promoted(&record.node, record.life);
+            }
             self.coverage.observe(record);
             self.invariants.observe(record)?;
             unplanned(record)?;
@@ -331,7 +364,7 @@ impl World<'_> {
         match act {
             Act::Begin(n, fault) => {
                 let what = format!("{fault:?}");
-                let kind = fault.kind(self.plan.nodes);
+                let kind = fault.kind(&self.plan);
                 self.trouble(&fault);
                 self.world("sim.fault", &[("what", &what), ("kind", kind)]);
                 self.begin(n, fault);
@@ -350,6 +383,24 @@ impl World<'_> {
                 };
                 self.troubled(whom);
                 self.start(&node);
+            }
+            Act::Compact => self.stage.borrow().order("witness", Order::Compact),
+            Act::Reset(node, registry) => {
+                let machine = name(node);
+                let what = [
+                    ("what", "its connections are reset"),
+                    ("kind", "connections reset"),
+                    ("machine", &machine),
+                ];
+                self.world("sim.fault", &what);
+                self.troubled(vec![machine.clone()]);
+                self.reset(node, registry);
+            }
+            Act::Strike(node, life, whole, down) => {
+                let lives = self.stage.borrow().seats.get(&node).map(|seat| seat.life);
+                if lives == Some(life) {
+                    self.strike(&node, whole, down);
+                }
             }
             Act::MustAnswer(incarnation) => self.must_answer(incarnation),
             Act::Call(node) => self.call_into(&node),
@@ -399,167 +450,6 @@ impl World<'_> {
                 }
             }
         }
-    }
-
-    fn begin(&mut self, n: usize, fault: Fault) {
-        let now = self.sim.elapsed();
-        match &fault {
-            Fault::Crash { node, down } => {
-                self.expect_gone(*node, GONE_AFTER_KILL, "was killed");
-                self.crash(&name(*node));
-                self.plan_act(now + *down, Act::Start(name(*node)));
-            }
-            Fault::PowerLoss { node, down } => {
-                self.expect_gone(*node, GONE_AFTER_POWER_LOSS, "lost its power");
-                self.links.insert(n, fault.clone());
-                self.set_links();
-                self.crash(&name(*node));
-                self.plan_act(now + *down, Act::End(n, fault.clone()));
-                self.plan_act(now + *down, Act::Start(name(*node)));
-            }
-            Fault::Split { lasting, .. }
-            | Fault::OneWay { lasting, .. }
-            | Fault::NoRegistry { lasting, .. }
-            | Fault::Slow { lasting, .. } => {
-                self.links.insert(n, fault.clone());
-                self.plan_act(now + *lasting, Act::End(n, fault.clone()));
-                self.set_links();
-            }
-            Fault::RegistryDown { lasting } => {
-                self.crash("registry");
-                self.plan_act(now + *lasting, Act::Start("registry".to_owned()));
-            }
-            Fault::Revoke { node } => {
-                let order = Order::Revoke(name(*node));
-                self.stage.borrow().order("witness", order);
-            }
-            Fault::NewGeneration => {
-                self.stage.borrow().order("witness", Order::Renew);
-                if self.rng.random_bool(0.5) {
-                    let soon = self.rng.random_range(2..=100);
-                    self.plan_act(now + Duration::from_millis(soon), Act::RenewAgain);
-                }
-            }
-            Fault::Unregister { node } => {
-                let order = Order::Unregister(name(*node));
-                self.stage.borrow().order("witness", order);
-            }
-            Fault::Kill {
-                node,
-                actor,
-                how,
-                times,
-                apart,
-            } => {
-                for n in 0..*times {
-                    let act = Act::Kill(*node, actor, *how);
-                    self.plan_act(now + *apart * n, act);
-                }
-            }
-            Fault::StepDown { node } => self.stage.borrow().order(&name(*node), Order::StepDown),
-            Fault::Drain { node } => self.stage.borrow().order(&name(*node), Order::Drain),
-        }
-    }
-
-    /// Nothing else is wrong, so its death must be seen in time, by whoever else there is.
-    fn expect_gone(&mut self, node: usize, within: Duration, why: &'static str) {
-        let id = {
-            let stage = self.stage.borrow();
-            let seat = stage.seats.get(&name(node));
-            seat.filter(|seat| seat.up).map(|seat| seat.id)
-        };
-        // Its own loss of power is counted already.
-        let lossy = u32::from(within == GONE_AFTER_POWER_LOSS);
-        let Some(id) = id.filter(|_| self.plan.nodes > 1) else {
-            return;
-        };
-        let at = self.sim.elapsed() + within;
-        if self.plan.single {
-            self.plan_act(at, Act::MustBeGone(id, why));
-        } else if self.links.is_empty() && self.prompt.lossy == lossy {
-            let since = self.sim.elapsed().saturating_sub(CALM_BEFORE);
-            self.plan_act(at, Act::MustBeGoneUnless(id, why, since));
-        }
-    }
-
-    fn end(&mut self, n: usize, fault: &Fault) {
-        self.links.remove(&n);
-        if let Fault::Slow { a, b, .. } = fault {
-            self.slow(*a, *b, self.plan.latency.1);
-        }
-        self.set_links();
-    }
-
-    fn slow(&mut self, a: usize, b: usize, by: Duration) {
-        if a != b {
-            self.sim.set_link_max_message_latency(name(a), name(b), by);
-        }
-    }
-
-    /// Puts every link into the state that the faults of now amount to.
-    fn set_links(&mut self) {
-        let mut wanted: BTreeMap<(String, String), Link> = BTreeMap::new();
-        let mut slow = Vec::new();
-        for fault in self.links.values() {
-            for (a, b, link) in links_of(fault, self.plan.nodes) {
-                let pair = (a.clone().min(b.clone()), a.max(b));
-                let entry = wanted.entry(pair).or_insert(Link::Fine);
-                *entry = (*entry).max(link);
-            }
-            if let Fault::Slow { a, b, by, .. } = fault {
-                slow.push((*a, *b, *by));
-            }
-        }
-        for (a, b, by) in slow {
-            self.slow(a, b, by);
-        }
-        let pairs: BTreeSet<_> = wanted.keys().chain(self.cut.keys()).cloned().collect();
-        for pair in pairs {
-            let is = self.cut.get(&pair).copied().unwrap_or(Link::Fine);
-            let to = wanted.get(&pair).copied().unwrap_or(Link::Fine);
-            if is != to {
-                self.set_link(&pair, to);
-                self.cut.insert(pair, to);
-            }
-        }
-    }
-
-    fn set_link(&mut self, (a, b): &(String, String), to: Link) {
-        let (a, b) = (a.as_str(), b.as_str());
-        let (one, other) = (self.one_way(a, b), self.one_way(b, a));
-        net::set_cut(
-            a,
-            b,
-            matches!(to, Link::Drop | Link::Hold) || (to == Link::OneWay && one),
-        );
-        net::set_cut(
-            b,
-            a,
-            matches!(to, Link::Drop | Link::Hold) || (to == Link::OneWay && other),
-        );
-        match to {
-            Link::Fine => {
-                self.sim.repair(a, b);
-                self.sim.release(a, b);
-            }
-            Link::Hold => self.sim.hold(a, b),
-            Link::Drop => self.sim.partition(a, b),
-            Link::OneWay => {
-                self.sim.release(a, b);
-                if one {
-                    self.sim.partition_oneway(a, b);
-                }
-                if other {
-                    self.sim.partition_oneway(b, a);
-                }
-            }
-        }
-    }
-
-    fn one_way(&self, a: &str, b: &str) -> bool {
-        self.links.values().any(|fault| {
-            matches!(fault, Fault::OneWay { from, to, .. } if name(*from) == a && name(*to) == b)
-        })
     }
 
     fn crash(&mut self, host: &str) {
@@ -844,39 +734,6 @@ impl World<'_> {
         let mut seats = stage.seats.iter();
         let leads = seats.find(|(_, s)| s.up && s.picture.as_ref().is_some_and(|p| p.leading));
         leads.map(|(node, _)| node.clone())
-    }
-}
-
-/// The links that a fault concerns, and how.
-fn links_of(fault: &Fault, nodes: usize) -> Vec<(String, String, Link)> {
-    let state = |way: Way| match way {
-        Way::Hold => Link::Hold,
-        Way::Drop => Link::Drop,
-    };
-    match fault {
-        Fault::PowerLoss { node, .. } => (0..nodes)
-            .filter(|other| other != node)
-            .map(name)
-            .chain(["registry".to_owned()])
-            .map(|other| (name(*node), other, Link::Drop))
-            .collect(),
-        Fault::Split { side, way, .. } => {
-            let mut links = Vec::new();
-            for a in side {
-                for b in (0..nodes).filter(|b| !side.contains(b)) {
-                    links.push((name(*a), name(b), state(*way)));
-                }
-            }
-            links
-        }
-        Fault::OneWay { from, to, .. } if from != to => {
-            vec![(name(*from), name(*to), Link::OneWay)]
-        }
-        Fault::NoRegistry { nodes, way, .. } => {
-            let to = |n: &usize| (name(*n), "registry".to_owned(), state(*way));
-            nodes.iter().map(to).collect()
-        }
-        _ => Vec::new(),
     }
 }
 

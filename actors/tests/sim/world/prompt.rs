@@ -54,14 +54,18 @@ impl World<'_> {
             Fault::PowerLoss { .. }
                 | Fault::OneWay { .. }
                 | Fault::Split { way: Way::Drop, .. }
+                | Fault::Bridge { way: Way::Drop, .. }
                 | Fault::NoRegistry { way: Way::Drop, .. }
         );
         self.prompt.lossy += u32::from(lossy);
         let nodes: Vec<String> = match fault {
             // Among nodes only.
             Fault::Split { .. }
+            | Fault::Bridge { .. }
             | Fault::OneWay { .. }
             | Fault::Slow { .. }
+            | Fault::Resets { .. }
+            | Fault::Clock { .. }
             | Fault::StepDown { .. }
             | Fault::Drain { .. } => Vec::new(),
             Fault::Crash { node, .. }
