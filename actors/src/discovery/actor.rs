@@ -112,7 +112,7 @@ impl DiscoveryActor {
     }
 
     fn doubts_itself(&self) -> bool {
-        self.seed.settings.local_health
+        self.seed.settings.local_health && !planted::is("own-pause-ignored")
     }
 
     fn retired(&self) -> bool {
@@ -391,7 +391,7 @@ impl DiscoveryActor {
         self.reborn_master = false;
         log::warn!(target: "discovery", event = "master.demoted", epoch = epoch.to_string(), seen = self.seed.fence.current().to_string(), reason = why; "this node is no longer master");
         let why = why.to_owned();
-        if !planted::is("stand-down-not-told") {
+        if !planted::is("stand-down-not-told") && !planted::is("old-epoch-obeyed") {
             self.seed.master.stand_down.do_send(StandDown { why });
         }
     }
@@ -604,7 +604,7 @@ impl DiscoveryActor {
         self.master_named = Some(master.epoch);
         let member = picture.member(master.record.id);
         let name = member.map_or("?", |m| m.registration.name.as_str());
-        log::info!(target: "discovery", event = "master.changed", epoch = master.epoch.to_string(), peer = name, address = master.record.address.as_str(); "the cluster has a master");
+        log::info!(target: "discovery", event = "master.changed", epoch = master.epoch.to_string(), fence = picture.epoch.to_string(), peer = name, address = master.record.address.as_str(); "the cluster has a master");
     }
 
     fn picture(&self) -> Cluster {

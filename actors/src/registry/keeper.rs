@@ -19,7 +19,8 @@ use super::session::{
     judge_seat, owner_of, register,
 };
 use super::{
-    Compare, KeyView, Kv, Lease, Listing, Op, RegistryError, Txn, TxnOutcome, WatchStream,
+    Compare, KeyView, Kv, Lease, Listing, Op, RegistryError, Txn, TxnOutcome, WatchBatch,
+    WatchStream,
 };
 use crate::backoff::Backoff;
 use crate::cluster::{MasterRecord, Registration};
@@ -108,7 +109,11 @@ impl Session {
         backoff: &mut Backoff,
         why: &mut &'static str,
     ) -> Result<(), RegistryError> {
-        self.relist().await?;
+        if planted::is("no-relist-after-compaction") && *why == "compaction" {
+            self.skip().await?;
+        } else {
+            self.relist().await?;
+        }
         log::debug!(target: "registry", event = "registry.listed", reason = *why; "all is listed, and watched from there on");
         // Whatever ends the session but a watch is a question that was not answered.
         *why = "silence";
@@ -169,6 +174,17 @@ impl Session {
     }
 
     // --- reading -------------------------------------------------------------------------------------------------
+
+    /// A planted bug: goes on from where the registry is now, whatever happened before.
+    async fn skip(&self) -> Result<(), RegistryError> {
+        let now = self.seed.backend.list(&self.keys.generation()).await?;
+        let nothing = WatchBatch {
+            stamp: now.stamp,
+            changes: Vec::new(),
+        };
+        self.shared.borrow_mut().mirror.apply(nothing);
+        Ok(())
+    }
 
     async fn relist(&self) -> Result<(), RegistryError> {
         loop {
@@ -644,7 +660,7 @@ impl Session {
     }
 
     pub(super) async fn condemn(&self, peer: Registered) -> Result<bool, RegistryError> {
-        let (txn, key) = {
+        let (txn, key, mine) = {
             let shared = self.shared.borrow();
             let Some(standing) = shared.standing else {
                 return Ok(false);
@@ -652,11 +668,12 @@ impl Session {
             let address = shared.registration.address();
             let me = (address.as_str(), standing.incarnation);
             let key = self.keys.service(&peer.registration.address());
-            (condemn(&self.keys, me, &peer), key)
+            (condemn(&self.keys, me, &peer), key, standing.incarnation)
         };
         let outcome = self.settle(txn).await?;
         if outcome.succeeded {
             let revision = outcome.stamp.revision;
+            log::debug!(target: "registry", event = "registry.condemned", key = key.as_str(), incarnation = peer.incarnation.0, by = mine.0, revision = revision; "the verdict is in the registry");
             self.shared.borrow_mut().mirror.delete(&key, revision);
             self.publish();
         } else {

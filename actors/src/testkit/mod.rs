@@ -9,8 +9,11 @@
 //! through, [`slices`] sums it.
 
 pub mod capture;
+pub mod conduct;
 pub mod coverage;
+pub mod hunt;
 pub mod invariants;
+pub mod linear;
 pub mod registry;
 pub mod runner;
 pub mod slices;

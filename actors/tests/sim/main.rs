@@ -7,14 +7,10 @@ mod registry;
 mod stage;
 mod world;
 
-use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use plan::{Fault, Plan};
-use troupe_actors::planted;
+use troupe_actors::testkit::hunt::{hunt, hunt_all};
 use troupe_actors::testkit::runner::{self, Course, Ran, number as env};
 use troupe_actors::testkit::slices;
 use world::{Outcome, run, transcript};
@@ -121,24 +117,9 @@ fn faults_that_once_did_harm_do_none() {
     }
 }
 
-/// Runs the standard seeds with a bug in place until it is caught so many times; answers the seeds and the invariants.
-fn hunt(bug: &'static str, seeds: u64, times: usize) -> Vec<(u64, u8)> {
-    let mut caught = Vec::new();
-    for seed in 1..=seeds {
-        planted::plant(Some(bug));
-        let outcome = catch_unwind(AssertUnwindSafe(|| run(Plan::of(seed))));
-        planted::plant(None);
-        let violation = match outcome {
-            Ok(outcome) => outcome.violation.map(|v| v.invariant),
-            // An assertion of production code itself, outside of any actor.
-            Err(_) => Some(0),
-        };
-        caught.extend(violation.map(|invariant| (seed, invariant)));
-        if caught.len() >= times {
-            break;
-        }
-    }
-    caught
+/// The invariant that a seed breaks with the bug that is in place.
+fn broken_by(seed: u64) -> Option<u8> {
+    run(Plan::of(seed)).violation.map(|v| v.invariant)
 }
 
 /// Bugs that the first seeds show: that the simulation can fail at all.
@@ -151,52 +132,22 @@ fn a_few_planted_bugs_are_caught_at_once() {
         "one-restart-too-few",
         "impatient",
     ] {
-        let caught = hunt(bug, 40, 1);
-        assert!(!caught.is_empty(), "{bug} was not caught by 40 seeds");
+        let found = hunt(TIER, bug, 40, 1, broken_by);
+        assert!(!found.caught.is_empty(), "{bug} was not caught by 40 seeds");
     }
 }
 
-/// The table of `docs/testing.md`: `SIM_PLANTED=1` hunts every planted bug through `SIM_SEEDS` seeds.
+/// The table of `docs/testing.md`: `SIM_PLANTED=1` hunts every planted bug through the standard seeds.
 #[test]
 fn every_planted_bug_is_caught() {
     if env("SIM_PLANTED").is_none() {
         return;
     }
-    let seeds = env("SIM_SEEDS").unwrap_or(100);
-    let threads = env("SIM_THREADS").unwrap_or(2) as usize;
-    let next = AtomicU64::new(0);
-    let table = Mutex::new(BTreeMap::new());
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                loop {
-                    let at = next.fetch_add(1, Ordering::Relaxed) as usize;
-                    let Some((bug, _)) = planted::BUGS.get(at) else {
-                        return;
-                    };
-                    let caught = hunt(bug, seeds, 3);
-                    println!("{bug}: {caught:?}");
-                    table
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .insert(*bug, caught);
-                }
-            });
-        }
-    });
-    let table = table.into_inner().unwrap_or_else(PoisonError::into_inner);
-    println!("| bug | what it does | caught by | seeds |\n|---|---|---|---|");
-    for (bug, what) in planted::BUGS {
-        let caught = &table[bug];
-        let by: std::collections::BTreeSet<u8> = caught.iter().map(|(_, n)| *n).collect();
-        let seeds: Vec<u64> = caught.iter().map(|(seed, _)| *seed).collect();
-        println!("| `{bug}` | {what} | {by:?} | {seeds:?} |");
+    let missed = hunt_all(TIER, 500, broken_by);
+    if std::env::var_os("SIM_TABLE").is_some() {
+        return;
     }
-    let missed: Vec<_> = table
-        .iter()
-        .filter(|(_, caught)| caught.is_empty())
-        .collect();
-    assert!(missed.is_empty(), "not caught by {seeds} seeds: {missed:?}");
+    assert!(missed.is_empty(), "not caught three times: {missed:?}");
 }
 
 /// One seed, with everything it said: `SIM_SEED=n`.

@@ -173,10 +173,7 @@ impl Seen {
             }
         }
         for key in gone {
-            self.changed(Change::Delete {
-                key,
-                revision: listing.stamp.revision,
-            });
+            self.delete(key, listing.stamp.revision, true);
         }
         self.stamp = listing.stamp;
     }
@@ -184,12 +181,19 @@ impl Seen {
     fn changed(&mut self, change: Change) {
         match change {
             Change::Put(kv) => self.put(kv, false),
-            Change::Delete { key, revision } => {
-                self.keys.remove(&key);
-                let fields = [("key", key), ("revision", revision.to_string())];
-                note(&self.stage, "sim.delete", &fields);
-            }
+            Change::Delete { key, revision } => self.delete(key, revision, false),
         }
+    }
+
+    /// `listed`: it is only known to be gone by this revision.
+    fn delete(&mut self, key: String, revision: i64, listed: bool) {
+        self.keys.remove(&key);
+        let fields = [
+            ("key", key),
+            ("revision", revision.to_string()),
+            ("listed", listed.to_string()),
+        ];
+        note(&self.stage, "sim.delete", &fields);
     }
 
     fn put(&mut self, kv: Kv, listed: bool) {

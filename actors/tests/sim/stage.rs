@@ -16,6 +16,16 @@ use troupe_actors::testkit::trace::Record;
 /// Every wall clock of a run begins here, unix seconds: a moment like any other.
 pub const EPOCH_SECONDS: u64 = 1_800_000_000;
 
+/// What a client asks of a task.
+#[derive(Clone, Debug)]
+pub enum Ask {
+    /// Accept it, with this input, once more.
+    Submit(String),
+    Read,
+    Cancel,
+    Retry,
+}
+
 /// What the world asks of a machine.
 #[derive(Clone, Debug)]
 pub enum Order {
@@ -23,6 +33,8 @@ pub enum Order {
     Submit(TaskId, String, bool),
     /// Look up this task; answered by `sim.task`.
     Look(TaskId),
+    /// A client's call, by its number; told of by `sim.called` and `sim.returned`.
+    Call(u64, Ask, TaskId),
     /// Break an actor.
     Kill(&'static str, How),
     /// Give up mastership.

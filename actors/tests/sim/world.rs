@@ -1,5 +1,8 @@
 //! The world of one run: machines, links, the plan's faults, and the checks after every step.
 
+mod load;
+mod prompt;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -19,6 +22,8 @@ use turmoil::{Builder, Sim};
 use crate::plan::{Fault, Plan, Way};
 use crate::stage::{EPOCH_SECONDS, Order, Shared, wall_ms};
 use crate::{net, node, registry};
+use load::Load;
+use prompt::{GONE_AFTER_DRAIN, Prompt};
 
 /// How long all nodes may take to agree once nothing is wrong. The longest wait there is: 60 s of doubling for a node that
 /// was condemned again and again, and a session that stays stuck until its idle time is over.
@@ -33,8 +38,8 @@ const CALM: Duration = Duration::from_secs(25);
 const GONE_AFTER_KILL: Duration = Duration::from_millis(900);
 /// …and by silence: suspicion, probe, challenge.
 const GONE_AFTER_POWER_LOSS: Duration = Duration::from_secs(5);
-/// A drained node's registration is gone when it ends; the witness hears of it a little later.
-const GONE_AFTER_DRAIN: Duration = Duration::from_millis(200);
+/// A death must be seen in time if nothing else was wrong for this long before.
+const CALM_BEFORE: Duration = Duration::from_secs(7);
 /// How long an attempt may be with a worker beyond the time its job takes.
 const LEASE_SLACK: Duration = Duration::from_secs(3);
 
@@ -59,8 +64,16 @@ enum Act {
     Kill(usize, &'static str, How),
     /// By now this identity must not be registered any more.
     MustBeGone(NodeId, &'static str),
+    /// So must this one, if nothing else was wrong since this time.
+    MustBeGoneUnless(NodeId, &'static str, Duration),
+    /// The generation is made anew once more, while all are busy with the one before.
+    RenewAgain,
     /// By now all must agree.
     MustAgree,
+    /// By now this incarnation has answered a challenge, if it could.
+    MustAnswer(i64),
+    /// Somebody calls this node, whatever stands there.
+    Call(String),
 }
 
 struct World<'a> {
@@ -76,6 +89,8 @@ struct World<'a> {
     cut: BTreeMap<(String, String), Link>,
     read: usize,
     rng: StdRng,
+    load: Load,
+    prompt: Prompt,
 }
 
 /// How a pair of machines stands.
@@ -169,6 +184,8 @@ impl World<'_> {
             links: BTreeMap::new(),
             cut: BTreeMap::new(),
             read: 0,
+            load: Load::default(),
+            prompt: Prompt::default(),
             rng: StdRng::seed_from_u64(!plan.seed),
             plan,
         }
@@ -215,12 +232,13 @@ impl World<'_> {
         while self.sim.elapsed() < began + self.plan.safety {
             while let Some((_, node)) = submits.next_if(|(at, _)| began + *at <= self.sim.elapsed())
             {
-                let number = self.rng.random_range(30..60).to_string();
+                let number = self.input();
                 // To the node that leads as often as to any.
                 let master = self.master().filter(|_| self.rng.random_bool(0.5));
                 let durable = self.rng.random_bool(0.6);
                 self.submit(&master.unwrap_or(name(node)), number, durable);
             }
+            self.clients();
             self.step()?;
         }
         Ok(())
@@ -240,6 +258,9 @@ impl World<'_> {
     fn submit(&mut self, node: &str, input: String, durable: bool) -> TaskId {
         let ms = EPOCH_SECONDS * 1000 + self.sim.elapsed().as_millis() as u64;
         let id = TaskId::new(ms, &mut self.rng);
+        if durable {
+            self.remember(id, &input);
+        }
         let order = Order::Submit(id, input, durable);
         self.stage.borrow().order(node, order);
         id
@@ -274,11 +295,13 @@ impl World<'_> {
     }
 
     fn check(&mut self) -> Result<(), Violation> {
-        let stage = self.stage.borrow();
+        let stage = std::rc::Rc::clone(&self.stage);
+        let stage = stage.borrow();
         for record in &stage.trace[self.read..] {
             self.coverage.observe(record);
             self.invariants.observe(record)?;
             unplanned(record)?;
+            self.expect_answer(record);
             if record.event == "peer.condemned" && self.plan.is_harmless() {
                 let what = format!(
                     "{} was condemned though it lives and is heard by others: {}",
@@ -309,19 +332,40 @@ impl World<'_> {
             Act::Begin(n, fault) => {
                 let what = format!("{fault:?}");
                 let kind = fault.kind(self.plan.nodes);
+                self.trouble(&fault);
                 self.world("sim.fault", &[("what", &what), ("kind", kind)]);
                 self.begin(n, fault);
             }
             Act::End(n, fault) => {
                 let what = format!("{fault:?}");
+                self.trouble(&fault);
                 self.world("sim.healed", &[("what", &what)]);
                 self.end(n, &fault);
             }
-            Act::Start(node) => self.start(&node),
+            Act::Start(node) => {
+                let whom = if node == "registry" {
+                    self.all_nodes()
+                } else {
+                    vec![node.clone()]
+                };
+                self.troubled(whom);
+                self.start(&node);
+            }
+            Act::MustAnswer(incarnation) => self.must_answer(incarnation),
+            Act::Call(node) => self.call_into(&node),
             Act::MustAgree => {
                 if let Some(why) = self.unsettled() {
                     let what = format!("not agreed in time: {why}");
                     self.world("sim.late", &[("what", &what)]);
+                }
+            }
+            Act::RenewAgain => {
+                self.troubled(self.all_nodes());
+                self.stage.borrow().order("witness", Order::Renew);
+            }
+            Act::MustBeGoneUnless(id, why, since) => {
+                if self.prompt.only_one_fault_since(since) {
+                    self.act(Act::MustBeGone(id, why));
                 }
             }
             Act::MustBeGone(id, why) => {
@@ -345,7 +389,14 @@ impl World<'_> {
                         ("machine", &node),
                     ],
                 );
+                self.troubled(vec![node.clone()]);
                 self.stage.borrow().order(&node, Order::Kill(actor, how));
+                if actor == "master" {
+                    for ms in [8, 25] {
+                        let at = self.sim.elapsed() + Duration::from_millis(ms);
+                        self.plan_act(at, Act::Call(node.clone()));
+                    }
+                }
             }
         }
     }
@@ -382,7 +433,13 @@ impl World<'_> {
                 let order = Order::Revoke(name(*node));
                 self.stage.borrow().order("witness", order);
             }
-            Fault::NewGeneration => self.stage.borrow().order("witness", Order::Renew),
+            Fault::NewGeneration => {
+                self.stage.borrow().order("witness", Order::Renew);
+                if self.rng.random_bool(0.5) {
+                    let soon = self.rng.random_range(2..=100);
+                    self.plan_act(now + Duration::from_millis(soon), Act::RenewAgain);
+                }
+            }
             Fault::Unregister { node } => {
                 let order = Order::Unregister(name(*node));
                 self.stage.borrow().order("witness", order);
@@ -411,9 +468,17 @@ impl World<'_> {
             let seat = stage.seats.get(&name(node));
             seat.filter(|seat| seat.up).map(|seat| seat.id)
         };
-        if let Some(id) = id.filter(|_| self.plan.single && self.plan.nodes > 1) {
-            let at = self.sim.elapsed() + within;
+        // Its own loss of power is counted already.
+        let lossy = u32::from(within == GONE_AFTER_POWER_LOSS);
+        let Some(id) = id.filter(|_| self.plan.nodes > 1) else {
+            return;
+        };
+        let at = self.sim.elapsed() + within;
+        if self.plan.single {
             self.plan_act(at, Act::MustBeGone(id, why));
+        } else if self.links.is_empty() && self.prompt.lossy == lossy {
+            let since = self.sim.elapsed().saturating_sub(CALM_BEFORE);
+            self.plan_act(at, Act::MustBeGoneUnless(id, why, since));
         }
     }
 
@@ -556,7 +621,8 @@ impl World<'_> {
                 let seat = &stage.seats[&node];
                 (seat.id, seat.ended.clone().unwrap_or_default())
             };
-            if why == "drained" && self.plan.single {
+            let well = self.plan.single || self.was_well(&node, now);
+            if why == "drained" && well {
                 self.plan_act(now + GONE_AFTER_DRAIN, Act::MustBeGone(id, "was drained"));
             }
             self.crash(&node);
@@ -567,8 +633,10 @@ impl World<'_> {
     // --- liveness ------------------------------------------------------------------------------------------------------
 
     fn settle(&mut self) -> Result<(), Violation> {
-        let until = self.sim.elapsed() + SETTLED_WITHIN;
+        let began = self.sim.elapsed();
+        let until = began + SETTLED_WITHIN;
         while let Some(why) = self.unsettled() {
+            self.must_be_so_by_now(began)?;
             if self.sim.elapsed() > until {
                 self.world("sim.unsettled", &[("what", &why)]);
                 return self.check();
@@ -728,7 +796,9 @@ impl World<'_> {
                 let mut lost = None;
                 for answer in answers {
                     match answer.get("state") {
-                        "done" | "failed" | "dead" => open.retain(|id| id != answer.get("task")),
+                        "done" | "failed" | "dead" | "cancelled" => {
+                            open.retain(|id| id != answer.get("task"))
+                        }
                         "not known" => lost = Some(answer.get("task").to_owned()),
                         _ => {}
                     }
