@@ -88,7 +88,7 @@ mod chosen {
         ("deposed-leads-on", "a master that was deposed leads on"),
         (
             "unregistered-leads-on",
-            "a master whose registration is gone leads on",
+            "a master whose registration is gone leads on, though mastership is vacant with it",
         ),
         (
             "stand-down-not-told",

@@ -161,7 +161,9 @@ impl Election {
             .is_some_and(|(id, seated)| id == ballot.me && seated <= epoch);
         // A view older than our own claim says nothing of it.
         let deposed = !held && ballot.view_revision > epoch.revision;
-        if deposed && !planted::is("deposed-leads-on") {
+        let overlooked = planted::is("deposed-leads-on")
+            || (unregistered && planted::is("unregistered-leads-on"));
+        if deposed && !overlooked {
             return Decision::StandDown(Why::Deposed);
         }
         if lasts(&mut self.cut_since, ballot.reaches_less_than_half(), now) >= Some(self.floor) {

@@ -476,6 +476,10 @@ impl Conduct {
                 self.leaving.insert(place.clone());
                 None
             }
+            "sim.paused" => {
+                self.paused(record.get("machine"), record.at);
+                None
+            }
             "sim.submitted" => {
                 let task = record.get("task").to_owned();
                 if record.get("durable") == "true" {
@@ -495,6 +499,17 @@ impl Conduct {
             "sim.returned" => self.returned(place, record),
             _ => None,
         }
+    }
+
+    /// What was to follow at once follows later.
+    fn paused(&mut self, machine: &str, at: Duration) {
+        self.duties.retain(|duty| duty.place.0 != machine);
+        let places: Vec<Place> = self.leading.keys().cloned().collect();
+        for place in places.into_iter().filter(|place| place.0 == machine) {
+            self.upset.insert(place, at);
+        }
+        self.demoted
+            .retain(|(place, _), since| place.0 != machine || *since + AT_ONCE < at);
     }
 
     fn answered(&mut self, record: &Record) -> Broken {

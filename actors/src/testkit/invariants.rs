@@ -600,10 +600,73 @@ mod tests {
                 Some(9),
                 vec![said(1, "a", "sim.view").with("what", "sees nobody")],
             ),
+            (
+                Some(4),
+                vec![said(1, "a", "sim.lost").with("what", "a task is gone")],
+            ),
+            (
+                Some(12),
+                vec![said(1, "a", "sim.leak").with("what", "a session too many")],
+            ),
+            (
+                Some(14),
+                vec![said(1, "a", "sim.unsettled").with("what", "nobody leads")],
+            ),
+            (
+                Some(8),
+                vec![
+                    said(0, "a", "sim.submitted").with("task", "t"),
+                    said(1, "a", "sim.answered").with("task", "t"),
+                    said(2, "a", "sim.answered").with("task", "t"),
+                ],
+            ),
         ];
         for (expected, records) in rows {
             assert_eq!(broken(&records), expected, "{records:#?}");
         }
+    }
+
+    #[test]
+    fn a_durable_task_ends_once_unless_a_dead_one_was_to_be_tried_again() {
+        let promoted = said(0, "a", "master.promoted").with("epoch", "7-10");
+        let durable = said(0, "a", "sim.submitted").with("task", "t");
+        let before = vec![promoted, durable.with("durable", "true")];
+        let ended = |event: &str, n: u32| of(said(1, "a", event), "7-10", &format!("7-10/{n}"));
+        let retry = said(1, "a", "sim.called").with("asked", "retry");
+        let retry = retry.with("task", "t").with("call", "1");
+        let with = |more: &[Record]| broken(&[&before[..], more].concat());
+        assert_eq!(with(&[ended("task.dead", 1)]), None);
+        let dead_and_done = [ended("task.dead", 1), ended("task.finished", 2)];
+        assert_eq!(with(&dead_and_done), Some(5));
+        let [dead, done] = dead_and_done;
+        assert_eq!(with(&[dead, retry, done.clone()]), None);
+        assert_eq!(with(&[ended("task.cancelled", 1), done]), Some(5));
+    }
+
+    #[test]
+    fn what_callers_were_told_must_fit_one_order() {
+        let call = |n: &str, asked: &str| {
+            let record = said(1, "a", "sim.called").with("task", "t");
+            record.with("call", n).with("asked", asked)
+        };
+        let told = |n: &str, answer: &str| {
+            said(2, "a", "sim.returned")
+                .with("call", n)
+                .with("answer", answer)
+        };
+        let mut invariants = Invariants::new(TERMS);
+        for record in [call("1", "submit"), told("1", "queued")] {
+            invariants.observe(&record).unwrap();
+        }
+        assert!(invariants.finish(Duration::from_secs(9)).is_ok());
+        let mut later = call("2", "read");
+        later.at += Duration::from_secs(9);
+        invariants.observe(&later).unwrap();
+        let mut absent = told("2", "absent");
+        absent.at += Duration::from_secs(9);
+        invariants.observe(&absent).unwrap();
+        let broken = invariants.finish(Duration::from_secs(19)).unwrap_err();
+        assert_eq!(broken.invariant, 11);
     }
 
     #[test]
