@@ -201,6 +201,7 @@ mod tests {
             protocol: 1,
             weight: 0,
             eligible: true,
+            insecure: false,
             roles: Vec::new(),
             jobs: Vec::new(),
             capacity: 1,
