@@ -66,6 +66,8 @@ pub struct DiscoveryActor {
     /// Told when a heartbeat says that its sender is leaving: it will not take over.
     leavers: tokio::sync::watch::Sender<Option<NodeId>>,
     reborn_master: bool,
+    /// MasterActor may still lead by what an earlier life of this actor told it.
+    old_reign: bool,
     seq: u64,
     nonce: u64,
     last_beat: Option<Instant>,
@@ -98,6 +100,7 @@ impl DiscoveryActor {
             handing_over: false,
             leavers: tokio::sync::watch::Sender::new(None),
             reborn_master: false,
+            old_reign: true,
             seq: 0,
             nonce: 0,
             last_beat: None,
@@ -297,12 +300,19 @@ impl DiscoveryActor {
     }
 
     fn elect(&mut self, ctx: &mut Context<Self>, now: Instant) {
+        let ballot = self.ballot();
+        if self.claiming && ballot.deposed() && ballot.seats_another() {
+            // A claim whose answer does not come is no reason to lead on: another has the key.
+            return self.stand_down(Why::Deposed, ctx);
+        }
         if self.claiming || self.handing_over {
             return;
         }
-        let ballot = self.ballot();
         match self.election.decide(&ballot, now) {
             // Only while the key is ours: a reborn MasterActor whose mastership is gone stands down like any other.
+            Decision::Wait if self.old_reign && self.registry && ballot.seats_another() => {
+                self.end_old_reign("another leads");
+            }
             Decision::Wait if self.reborn_master && self.registry => {
                 if let Some(epoch) = self.leading {
                     self.claim(epoch.revision, ctx);
@@ -345,6 +355,7 @@ impl DiscoveryActor {
         self.seed.fence.raise(epoch);
         self.leading = Some(epoch);
         self.reborn_master = false;
+        self.old_reign = false;
         self.led_since = now();
         let ballot = self.ballot();
         let (reached, of) = ballot.reach();
@@ -394,6 +405,15 @@ impl DiscoveryActor {
         log::warn!(target: "discovery", event = "master.demoted", epoch = epoch.to_string(), seen = self.seed.fence.current().to_string(), reason = why; "this node is no longer master");
         let why = why.to_owned();
         if !planted::is("stand-down-not-told") && !planted::is("old-epoch-obeyed") {
+            self.seed.master.stand_down.do_send(StandDown { why });
+        }
+    }
+
+    /// What an earlier life of this actor told MasterActor holds no more; to one that does not lead this says nothing.
+    fn end_old_reign(&mut self, why: &str) {
+        self.old_reign = false;
+        let why = why.to_owned();
+        if !planted::is("stand-down-not-told") {
             self.seed.master.stand_down.do_send(StandDown { why });
         }
     }

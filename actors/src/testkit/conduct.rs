@@ -129,6 +129,12 @@ impl Conduct {
                 self.sees(place, epoch);
                 None
             }
+            // Ends the reign by itself, also where discovery has begun anew and does not know that it led.
+            "master.fenced" | "master.stood_down" => {
+                self.duties.retain(|duty| duty.place != *place);
+                self.leading.remove(place);
+                None
+            }
             "master.demoted" => {
                 self.duties.retain(|duty| duty.place != *place);
                 self.leading.remove(place);
