@@ -9,7 +9,7 @@ use troupe_actors::testkit::invariants::Violation;
 use troupe_actors::testkit::trace::Record;
 
 use super::{Act, World, name};
-use crate::plan::{Fault, Way};
+use crate::plan::{Fault, Misnews, Way};
 
 /// How soon after the last change of the registry, with nothing wrong any more, everybody's view must show it: a session with
 /// the registry that is stuck is found out and made anew within this.
@@ -178,7 +178,20 @@ impl World<'_> {
         self.check()
     }
 
+    /// News that were never told show with the next listing.
     fn shown_within(&self) -> Duration {
+        let missed = |fault: &Fault| {
+            matches!(
+                fault,
+                Fault::Misnews {
+                    how: Misnews::Missed,
+                    ..
+                }
+            )
+        };
+        if self.plan.faults.iter().any(|(_, fault)| missed(fault)) {
+            return SHOWN_WITHIN + self.plan.make.relist;
+        }
         SHOWN_WITHIN
     }
 
