@@ -300,6 +300,7 @@ keys! {
     "discovery.mesh" count(2, 1_000): discovery.mesh;
     "discovery.ring" count(1, 1_000): discovery.ring;
     "discovery.master_turn_limit" duration(500, 600_000): discovery.master_turn_limit;
+    "discovery.local_health" switch: discovery.local_health;
     "discovery.weight" weight: discovery.weight;
     "discovery.eligible" switch: discovery.eligible;
     "transport.max_frame" count(524_288, 67_108_864): transport.max_frame;
@@ -372,8 +373,18 @@ mod kind {
             .or_else(|| text(value)?.replace('_', "").parse().ok())
     }
 
+    /// As TOML, on one line whatever is in it, so that it can be a key, too.
     fn quoted(text: &str) -> String {
-        Value::String(text.to_owned()).to_string()
+        let mut quoted = String::from("\"");
+        for c in text.chars() {
+            match c {
+                '"' | '\\' => quoted.extend(['\\', c]),
+                c if c.is_control() => quoted.push_str(&format!("\\u{:04X}", u32::from(c))),
+                c => quoted.push(c),
+            }
+        }
+        quoted.push('"');
+        quoted
     }
 
     fn is_name(text: &str) -> bool {
@@ -502,19 +513,24 @@ pub fn load(
 fn read_file(config: &mut Config, path: &Path) -> Result<(), ConfigError> {
     let unreadable = |err| ConfigError::Unreadable(path.to_owned(), err);
     let text = std::fs::read_to_string(path).map_err(unreadable)?;
+    read_text(config, path, &text)
+}
+
+/// `text` is what the file holds.
+fn read_text(config: &mut Config, path: &Path, text: &str) -> Result<(), ConfigError> {
     let not_toml = |err: toml::de::Error| ConfigError::NotToml(path.to_owned(), err.to_string());
-    let mut table: toml::Table = toml::from_str(&text).map_err(not_toml)?;
+    let mut table: toml::Table = toml::from_str(text).map_err(not_toml)?;
     if let Some(commands) = table.remove("jobs") {
         config.jobs = jobs::read(&commands).map_err(|(key, value, rule)| ConfigError::Bad {
-            origin: Origin::File(path.to_owned(), line_of(&text, &key)),
+            origin: Origin::File(path.to_owned(), line_of(text, &key)),
             key,
             value,
             rule,
         })?;
-        config.jobs_from = Some((path.to_owned(), text.clone()));
+        config.jobs_from = Some((path.to_owned(), text.to_owned()));
     }
     for (key, value) in flatten(&table) {
-        let line = line_of(&text, &key);
+        let line = line_of(text, &key);
         set(config, &key, &value, Origin::File(path.to_owned(), line))?;
     }
     Ok(())
@@ -768,6 +784,15 @@ fn check(config: &Config) -> Result<(), ConfigError> {
 }
 
 impl Config {
+    /// The defaults and what a file of this text says; every rule is checked.
+    #[cfg(any(test, feature = "testkit"))]
+    pub fn of_text(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let mut config = Self::defaults();
+        read_text(&mut config, path, text)?;
+        check(&config)?;
+        Ok(config)
+    }
+
     /// Where the value of a key came from.
     pub fn origin(&self, key: &str) -> Origin {
         self.origins.get(key).cloned().unwrap_or(Origin::Default)
@@ -967,6 +992,21 @@ mod tests {
         }
         let err = with(&[("jobs.x.command", "[\"x\"]")]).unwrap_err();
         assert!(err.contains("commands come from nowhere else"), "{err}");
+    }
+
+    #[test]
+    fn names_with_dots_and_texts_with_breaks_are_shown_so_that_they_can_be_read() {
+        let path = Path::new("config.toml");
+        let text = "[node]\ntags = { \"a\\nb\" = \"c\\td\" }\n[jobs.\"a.b\"]\ncommand = [\"x\"]\n";
+        let config = Config::of_text(path, text).unwrap();
+        let shown = config.shown().into_iter();
+        let lines: String = shown
+            .filter(|(key, ..)| key == "node.tags" || key.starts_with("jobs."))
+            .map(|(key, value, _)| format!("{key} = {value}\n"))
+            .collect();
+        let again = Config::of_text(path, &lines).unwrap();
+        assert_eq!(again.node.tags, config.node.tags);
+        assert_eq!(again.jobs.keys().collect::<Vec<_>>(), ["a.b"]);
     }
 
     #[test]

@@ -14,6 +14,9 @@ mod cli;
 mod client;
 mod config;
 mod dev;
+#[cfg(any(test, feature = "testkit"))]
+#[doc(hidden)]
+pub mod fuzz;
 mod logging;
 mod node;
 mod security;

@@ -3,6 +3,7 @@
 //! `log` with key-values comes in, `env_logger` filters; the line is built here once, so that what is printed and what
 //! `/v1/events` shows is the same. A closed stdout is no reason to fail.
 
+use std::borrow::Cow;
 use std::io::Write;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
@@ -172,12 +173,12 @@ pub fn text(fields: &Map<String, Json>, colour: bool) -> String {
     };
     let mut line = format!(
         "{} {} {:<14} {:<10} {:<20} {}",
-        paint("2", time),
-        paint(code, &format!("{level:<5}")),
-        get("node"),
-        get("actor"),
-        paint("1", get("event")),
-        get("msg"),
+        paint("2", &plain(time)),
+        paint(code, &format!("{:<5}", plain(&level))),
+        plain(get("node")),
+        plain(get("actor")),
+        paint("1", &plain(get("event"))),
+        plain(get("msg")),
     );
     const FIXED: [&str; 7] = ["ts", "level", "event", "node", "node_id", "actor", "msg"];
     // Long ids come last: people read the rest first.
@@ -191,14 +192,46 @@ pub fn text(fields: &Map<String, Json>, colour: bool) -> String {
             Json::String(text) => text.clone(),
             other => other.to_string(),
         };
-        line.push_str(&format!(" {}={shown}", paint("2", key)));
+        let (key, shown) = (plain(key), plain(&shown));
+        line.push_str(&format!(" {}={shown}", paint("2", &key)));
     }
     line
+}
+
+/// Control characters as escapes: what a caller says of itself ends up here, and must neither begin a line of its own nor
+/// speak to the terminal.
+fn plain(text: &str) -> Cow<'_, str> {
+    if !text.contains(char::is_control) {
+        return text.into();
+    }
+    let mut plain = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if c.is_control() {
+            plain.extend(c.escape_default());
+        } else {
+            plain.push(c);
+        }
+    }
+    plain.into()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_others_say_stays_on_its_line_and_off_the_terminal() {
+        let mut fields = Map::new();
+        let said = "shy\n12:00 INFO master.changed\x1b[2J\u{9b}2J é";
+        for key in [
+            "ts", "level", "node", "msg", "event", "actor", "peer", "a\nb",
+        ] {
+            fields.insert(key.to_owned(), said.into());
+        }
+        let line = text(&fields, false);
+        assert!(!line.contains(char::is_control), "{line:?}");
+        assert!(line.contains("shy\\n12:00") && line.contains('é'), "{line}");
+    }
 
     #[test]
     fn the_actor_is_named_by_the_target() {

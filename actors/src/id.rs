@@ -46,8 +46,10 @@ impl FromStr for NodeId {
     type Err = ParseIdError;
 
     fn from_str(s: &str) -> Result<Self, ParseIdError> {
-        match (s.len(), u128::from_str_radix(s, 16)) {
-            (32, Ok(bits)) => Ok(Self(bits)),
+        // `from_str_radix` would take a sign, too.
+        let digits = s.len() == 32 && s.bytes().all(|b| b.is_ascii_hexdigit());
+        match u128::from_str_radix(s, 16) {
+            Ok(bits) if digits => Ok(Self(bits)),
             _ => Err(ParseIdError {
                 value: s.to_owned(),
                 expected: "a node id (32 hex digits)",
@@ -301,6 +303,12 @@ mod tests {
         assert_eq!(serde_json::from_str::<NodeId>(&json).unwrap(), id);
         let bytes = postcard::to_stdvec(&id).unwrap();
         assert_eq!(postcard::from_bytes::<NodeId>(&bytes).unwrap(), id);
-        assert!("xyz".parse::<NodeId>().is_err());
+        for other in [
+            "xyz",
+            "+123456789abcdef0123456789abcdef",
+            "+0123456789abcdef0123456789abcde",
+        ] {
+            assert!(other.parse::<NodeId>().is_err(), "{other}");
+        }
     }
 }

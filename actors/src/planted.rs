@@ -2,7 +2,7 @@
 //!
 //! Where production code asks [`is`], the answer is `false` at build time unless `testkit` is on; then at most one bug is
 //! in place at a time, chosen on the thread by `plant` or for a whole process by `TROUPE_PLANTED`. `BUGS` names all,
-//! with what each does; `docs/testing.md` shows which invariant caught each and how soon.
+//! with what each does; `docs/planted.md` shows which invariant caught each and how soon.
 
 /// Whether this bug is in place.
 #[cfg(not(feature = "testkit"))]
@@ -88,7 +88,7 @@ mod chosen {
         ("deposed-leads-on", "a master that was deposed leads on"),
         (
             "unregistered-leads-on",
-            "a master whose registration is gone leads on",
+            "a master whose registration is gone leads on, though mastership is vacant with it",
         ),
         (
             "stand-down-not-told",
@@ -122,14 +122,17 @@ mod chosen {
             "adopts-the-superseded",
             "an older attempt is adopted over a newer one",
         ),
-        ("beyond-credit", "a worker takes more than it granted"),
+        (
+            "beyond-credit",
+            "the master does not count what it hands out, and a worker takes more than it granted",
+        ),
         (
             "started-again",
-            "a worker starts an attempt again that it has seen",
+            "an assignment is delivered twice, and a worker starts an attempt again that it has seen",
         ),
         (
             "old-epoch-obeyed",
-            "a worker obeys an epoch below the fence",
+            "a deposed master goes on, and workers obey an epoch below the fence",
         ),
         (
             "credit-lost",
@@ -142,6 +145,42 @@ mod chosen {
         (
             "result-forgotten",
             "a result is not held until it is acknowledged",
+        ),
+        (
+            "any-generation",
+            "a node of another generation of the registry is let in",
+        ),
+        (
+            "mailbox-dropped",
+            "what waits in the mailbox of an actor that failed is dropped at its restart",
+        ),
+        (
+            "journal-not-fenced",
+            "the journal is written whoever holds mastership: no fence on results",
+        ),
+        (
+            "journal-loses-an-update",
+            "that a task has ended is not in the segment that says so",
+        ),
+        (
+            "acknowledged-before-commit",
+            "a submit is answered before its record is in the journal",
+        ),
+        (
+            "result-acknowledged-before-commit",
+            "a worker is told to drop its result before that is in the journal",
+        ),
+        (
+            "read-not-confirmed",
+            "a read is answered without asking whether this node still leads",
+        ),
+        (
+            "own-pause-ignored",
+            "a node that was paused counts the time against others",
+        ),
+        (
+            "no-relist-after-compaction",
+            "a watch that was compacted away goes on from now, and what it missed is not listed",
         ),
     ];
 

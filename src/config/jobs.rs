@@ -95,6 +95,12 @@ fn codes(value: &Value) -> Result<Vec<i32>, String> {
 pub(super) fn shown(jobs: &BTreeMap<String, ExecSettings>) -> Vec<(String, String)> {
     let mut shown = Vec::new();
     for (name, job) in jobs {
+        // A dot in a name is no way into a table.
+        let name = if name.contains('.') {
+            format!("\"{name}\"")
+        } else {
+            name.clone()
+        };
         let mut say = |key: &str, value: String| shown.push((format!("jobs.{name}.{key}"), value));
         let words = |words: &[String]| Value::from(words.to_vec()).to_string();
         say("command", words(&job.command));

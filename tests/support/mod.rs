@@ -73,6 +73,12 @@ impl Lines {
         self.inner.0.lock().unwrap().clone()
     }
 
+    /// Those from `mark` on.
+    pub fn since(&self, mark: usize) -> Vec<(Instant, Value)> {
+        let lines = self.inner.0.lock().unwrap();
+        lines.get(mark..).unwrap_or_default().to_vec()
+    }
+
     /// How many lines there are so far: a mark to wait from.
     pub fn mark(&self) -> usize {
         self.inner.0.lock().unwrap().len()
@@ -121,6 +127,7 @@ pub fn event(line: &Value, name: &str) -> bool {
 /// A running process with its lines.
 pub struct Process {
     child: Child,
+    readers: Vec<std::thread::JoinHandle<()>>,
     /// What it printed on stdout and stderr.
     pub lines: Lines,
 }
@@ -139,16 +146,30 @@ impl Process {
             Box::new(child.stdout.take().unwrap()),
             Box::new(child.stderr.take().unwrap()),
         ];
-        for output in outputs {
+        let read = |output: Box<dyn Read + Send>| {
             let lines = lines.clone();
             std::thread::spawn(move || {
                 for line in BufReader::new(output).lines() {
                     let Ok(line) = line else { return };
                     lines.push(&line);
                 }
-            });
+            })
+        };
+        Self {
+            child,
+            readers: outputs.into_iter().map(read).collect(),
+            lines,
         }
-        Self { child, lines }
+    }
+
+    /// Kills it, and answers all that it ever said. The last line may be cut.
+    pub fn last_words(mut self) -> Vec<(Instant, Value)> {
+        self.signal(Signal::CONT);
+        self.kill();
+        for reader in std::mem::take(&mut self.readers) {
+            reader.join().unwrap();
+        }
+        self.lines.all()
     }
 
     /// Its process id.
@@ -558,11 +579,25 @@ pub fn request_as(
     kind: &str,
     body: &str,
 ) -> Option<(u16, Value)> {
+    request_within(
+        Duration::from_secs(35),
+        address,
+        (method, path),
+        (kind, body),
+    )
+}
+
+/// The same for somebody who does not wait so long for a peer that falls silent.
+pub fn request_within(
+    silence: Duration,
+    address: &str,
+    (method, path): (&str, &str),
+    (kind, body): (&str, &str),
+) -> Option<(u16, Value)> {
     let address: SocketAddr = address.parse().ok()?;
-    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok()?;
-    stream
-        .set_read_timeout(Some(Duration::from_secs(35)))
-        .ok()?;
+    let connect = silence.min(Duration::from_secs(1));
+    let mut stream = TcpStream::connect_timeout(&address, connect).ok()?;
+    stream.set_read_timeout(Some(silence)).ok()?;
     let head = format!(
         "{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\ncontent-type: {kind}\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()

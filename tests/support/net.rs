@@ -1,6 +1,10 @@
 //! Hosts of a test's own: network namespaces on a bridge, made and removed by the test, with links that can be cut.
 
-use std::process::Command;
+use std::io::Write;
+use std::os::fd::AsFd;
+use std::process::{Command, Stdio};
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::{Etcd, FAST, LONG, Node, event};
 
@@ -27,7 +31,7 @@ impl Net {
     pub fn new(hosts: usize) -> Option<Self> {
         static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let n = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let tag = format!("tr{:x}{n}", std::process::id() & 0xffff);
+        let tag = format!("tr{:x}n{n}", std::process::id());
         let probe = Command::new("ip")
             .args(["netns", "add", &format!("{tag}b")])
             .output();
@@ -60,10 +64,12 @@ impl Net {
             run(&format!("ip -n {ns} link set eth0 up"));
             run(&format!("ip -n {ns} link set lo up"));
             run(&format!("ip netns exec {ns} nft add table inet cut"));
-            let chain = "{ type filter hook input priority 0 ; }";
-            run(&format!(
-                "ip netns exec {ns} nft add chain inet cut in {chain}"
-            ));
+            for (chain, hook) in [("in", "input"), ("out", "output")] {
+                let what = format!("{{ type filter hook {hook} priority 0 ; }}");
+                run(&format!(
+                    "ip netns exec {ns} nft add chain inet cut {chain} {what}"
+                ));
+            }
         }
     }
 
@@ -94,6 +100,30 @@ impl Net {
         run(&format!(
             "ip netns exec {ns} nft add rule inet cut in ip saddr {address} drop"
         ));
+    }
+
+    /// In one step, from now on these are the rules of a host and no others: (`in` or `out`, the rule in nft's words).
+    pub fn set_rules(&self, host: usize, rules: &[(&str, String)]) {
+        let mut script = "flush chain inet cut in\nflush chain inet cut out\n".to_owned();
+        for (chain, rule) in rules {
+            script += &format!("add rule inet cut {chain} {rule}\n");
+        }
+        let mut nft = Command::new("ip")
+            .args(["netns", "exec", &self.ns(host), "nft", "-f", "-"])
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdin = nft.stdin.take().unwrap();
+        stdin.write_all(script.as_bytes()).unwrap();
+        drop(stdin);
+        assert!(nft.wait().unwrap().success(), "nft refused:\n{script}");
+    }
+
+    /// From now on this thread, and those it starts, are in the bridge's network: they can call every host.
+    pub fn enter(&self) {
+        let path = format!("/var/run/netns/{}", self.bridge());
+        let bridge = std::fs::File::open(&path).unwrap_or_else(|err| panic!("{path}: {err}"));
+        move_into_link_name_space(bridge.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
     }
 
     /// Pulls the cable of a host, or puts it back.

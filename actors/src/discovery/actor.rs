@@ -66,6 +66,8 @@ pub struct DiscoveryActor {
     /// Told when a heartbeat says that its sender is leaving: it will not take over.
     leavers: tokio::sync::watch::Sender<Option<NodeId>>,
     reborn_master: bool,
+    /// MasterActor may still lead by what an earlier life of this actor told it.
+    old_reign: bool,
     seq: u64,
     nonce: u64,
     last_beat: Option<Instant>,
@@ -98,6 +100,7 @@ impl DiscoveryActor {
             handing_over: false,
             leavers: tokio::sync::watch::Sender::new(None),
             reborn_master: false,
+            old_reign: true,
             seq: 0,
             nonce: 0,
             last_beat: None,
@@ -111,6 +114,10 @@ impl DiscoveryActor {
         self.seed.identity.id
     }
 
+    fn doubts_itself(&self) -> bool {
+        self.seed.settings.local_health && !planted::is("own-pause-ignored")
+    }
+
     fn retired(&self) -> bool {
         self.seed.leaving.load(Ordering::Relaxed)
     }
@@ -119,7 +126,8 @@ impl DiscoveryActor {
 
     fn tick(&mut self, ctx: &mut Context<Self>) {
         let now = now();
-        if let Wakefulness::Resumed(away) = self.health.tick(now) {
+        let wakefulness = self.health.tick(now);
+        if let (Wakefulness::Resumed(away), true) = (wakefulness, self.doubts_itself()) {
             log::info!(target: "discovery", event = "node.resumed", duration_ms = away.as_millis() as u64; "this node was away, giving everybody a fresh start");
             self.table.fresh_start(now);
             self.awake_since = now;
@@ -176,7 +184,11 @@ impl DiscoveryActor {
 
     fn windows(&self) -> Windows {
         let s = &self.seed.settings;
-        let factor = self.health.factor();
+        let factor = if self.doubts_itself() {
+            self.health.factor()
+        } else {
+            1.0
+        };
         Windows {
             floor: s.suspect_floor.mul_f64(factor),
             ceiling: s.suspect_ceiling.mul_f64(factor),
@@ -288,15 +300,24 @@ impl DiscoveryActor {
     }
 
     fn elect(&mut self, ctx: &mut Context<Self>, now: Instant) {
+        let ballot = self.ballot();
+        if self.claiming && ballot.deposed() && ballot.seats_another() {
+            // A claim whose answer does not come is no reason to lead on: another has the key.
+            return self.stand_down(Why::Deposed, ctx);
+        }
         if self.claiming || self.handing_over {
             return;
         }
-        if let (true, Some(epoch)) = (self.reborn_master && self.registry, self.leading) {
-            self.claim(epoch.revision, ctx);
-            return;
-        }
-        let ballot = self.ballot();
         match self.election.decide(&ballot, now) {
+            // Only while the key is ours: a reborn MasterActor whose mastership is gone stands down like any other.
+            Decision::Wait if self.old_reign && self.registry && ballot.seats_another() => {
+                self.end_old_reign("another leads");
+            }
+            Decision::Wait if self.reborn_master && self.registry => {
+                if let Some(epoch) = self.leading {
+                    self.claim(epoch.revision, ctx);
+                }
+            }
             Decision::Wait => {}
             Decision::Claim { expected, .. } => self.claim(expected, ctx),
             Decision::StandDown(why) => self.stand_down(why, ctx),
@@ -334,6 +355,7 @@ impl DiscoveryActor {
         self.seed.fence.raise(epoch);
         self.leading = Some(epoch);
         self.reborn_master = false;
+        self.old_reign = false;
         self.led_since = now();
         let ballot = self.ballot();
         let (reached, of) = ballot.reach();
@@ -381,6 +403,15 @@ impl DiscoveryActor {
         self.told = None;
         self.reborn_master = false;
         log::warn!(target: "discovery", event = "master.demoted", epoch = epoch.to_string(), seen = self.seed.fence.current().to_string(), reason = why; "this node is no longer master");
+        let why = why.to_owned();
+        if !planted::is("stand-down-not-told") && !planted::is("old-epoch-obeyed") {
+            self.seed.master.stand_down.do_send(StandDown { why });
+        }
+    }
+
+    /// What an earlier life of this actor told MasterActor holds no more; to one that does not lead this says nothing.
+    fn end_old_reign(&mut self, why: &str) {
+        self.old_reign = false;
         let why = why.to_owned();
         if !planted::is("stand-down-not-told") {
             self.seed.master.stand_down.do_send(StandDown { why });
@@ -595,7 +626,7 @@ impl DiscoveryActor {
         self.master_named = Some(master.epoch);
         let member = picture.member(master.record.id);
         let name = member.map_or("?", |m| m.registration.name.as_str());
-        log::info!(target: "discovery", event = "master.changed", epoch = master.epoch.to_string(), peer = name, address = master.record.address.as_str(); "the cluster has a master");
+        log::info!(target: "discovery", event = "master.changed", epoch = master.epoch.to_string(), fence = picture.epoch.to_string(), peer = name, address = master.record.address.as_str(); "the cluster has a master");
     }
 
     fn picture(&self) -> Cluster {

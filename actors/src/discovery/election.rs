@@ -145,23 +145,19 @@ impl Election {
     /// Decides.
     pub fn decide(&mut self, ballot: &Ballot, now: Instant) -> Decision {
         match ballot.leading {
-            Some(epoch) => self.decide_leading(ballot, epoch, now),
+            Some(_) => self.decide_leading(ballot, now),
             None => self.decide_following(ballot, now),
         }
     }
 
-    fn decide_leading(&mut self, ballot: &Ballot, epoch: Epoch, now: Instant) -> Decision {
+    fn decide_leading(&mut self, ballot: &Ballot, now: Instant) -> Decision {
         self.vacant_since = None;
         let unregistered = ballot.me_registered().is_none() && ballot.registry;
         if unregistered && !planted::is("unregistered-leads-on") {
             return Decision::StandDown(Why::Unregistered);
         }
-        let held = ballot
-            .seated
-            .is_some_and(|(id, seated)| id == ballot.me && seated <= epoch);
-        // A view older than our own claim says nothing of it.
-        let deposed = !held && ballot.view_revision > epoch.revision;
-        if deposed && !planted::is("deposed-leads-on") {
+        let overlooked = unregistered && planted::is("unregistered-leads-on");
+        if ballot.deposed() && !overlooked {
             return Decision::StandDown(Why::Deposed);
         }
         if lasts(&mut self.cut_since, ballot.reaches_less_than_half(), now) >= Some(self.floor) {
@@ -226,6 +222,23 @@ impl Election {
 }
 
 impl Ballot {
+    /// Whether the key is somebody else's.
+    pub fn seats_another(&self) -> bool {
+        self.seated.is_some_and(|(id, _)| id != self.me)
+    }
+
+    /// Whether we lead by our own word, and the key is another's or nobody's.
+    pub fn deposed(&self) -> bool {
+        let Some(epoch) = self.leading else {
+            return false;
+        };
+        let held = self
+            .seated
+            .is_some_and(|(id, seated)| id == self.me && seated <= epoch);
+        // A view older than our own claim says nothing of it.
+        !held && self.view_revision > epoch.revision && !planted::is("deposed-leads-on")
+    }
+
     /// The best heir: the first candidate by rank that we reach, this node excluded.
     pub fn heir(&self, needs_registry: bool) -> Option<Candidate> {
         self.ranked()

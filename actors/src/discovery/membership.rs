@@ -68,6 +68,8 @@ pub struct Peer {
     pub suspect: Option<Instant>,
     /// When others were last asked about it.
     pub asked: Option<Instant>,
+    /// How many were asked then.
+    pub asked_of: usize,
     /// What others found since it became suspect.
     pub witnesses: BTreeMap<NodeId, (Finding, Instant)>,
     /// What a challenge has shown.
@@ -92,6 +94,7 @@ impl Peer {
             dialled: None,
             suspect: None,
             asked: None,
+            asked_of: 0,
             witnesses: BTreeMap::new(),
             challenged: Challenged::No,
             condemned: None,
@@ -117,6 +120,15 @@ impl Peer {
     pub fn alive_elsewhere(&self) -> bool {
         matches!(self.challenged, Challenged::Answered(_))
             || self.witnesses.values().any(|(f, _)| *f == Finding::Heard)
+    }
+
+    /// Those who were asked about it have answered, or half of them. A witness that says nothing may be cut off from us, as we are.
+    pub fn probe_answered(&self) -> bool {
+        let Some(asked) = self.asked else {
+            return false;
+        };
+        let answers = self.witnesses.values().filter(|(_, at)| *at >= asked);
+        2 * answers.count() >= self.asked_of
     }
 
     /// Everything that was held against it is withdrawn.

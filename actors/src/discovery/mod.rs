@@ -40,6 +40,8 @@ pub struct DiscoverySettings {
     pub ring: usize,
     /// A master whose last turn is older than this resigns and exits 70.
     pub master_turn_limit: Duration,
+    /// Whether this node doubts itself first when its own timers are late.
+    pub local_health: bool,
     /// Preference at an election; higher first.
     pub weight: i32,
     /// Whether this node may be master.
@@ -59,6 +61,7 @@ impl Default for DiscoverySettings {
             mesh: 64,
             ring: 8,
             master_turn_limit: Duration::from_secs(2),
+            local_health: true,
             weight: 0,
             eligible: true,
         }

@@ -3,10 +3,11 @@
 //! | evidence | what it takes |
 //! |---|---|
 //! | hard | the session broke and our re-dial was refused by the peer's own machine; with three or more members a second one was refused too; and nobody else died hard within the second |
-//! | soft, by majority | silence past suspicion, no witness heard it, and we reach more than half of the view |
+//! | soft, by majority | silence past suspicion, half of the witnesses answered and none heard it, and we reach more than half of the view |
 //! | soft, by challenge | silence past suspicion, no witness heard it, and it did not answer through the registry within the window |
 //!
-//! A peer that a witness hears, or that answers the challenge, is alive but cut off: no verdict.
+//! A peer that a witness hears, or that answers the challenge, is alive but cut off: no verdict. A witness that does not answer
+//! says nothing of the peer: it may be we who were not heard, or whose link has just come back.
 
 use std::time::{Duration, Instant};
 
@@ -205,16 +206,14 @@ fn evidence(peer: &Peer, hard: bool, case: &Case) -> Option<Evidence> {
     if peer.challenged == Challenged::Failed {
         return Some(Evidence::BothPlanes);
     }
-    let suspect = peer.suspect?;
+    peer.suspect?;
     if planted::is("silence-condemns") {
         return Some(Evidence::Majority);
     }
     let probed = peer
         .asked
         .is_some_and(|at| case.now.saturating_duration_since(at) >= case.windows.probe);
-    let nobody_to_ask =
-        peer.asked.is_none() && case.now.saturating_duration_since(suspect) >= case.windows.probe;
-    let unheard = (probed || nobody_to_ask) && !peer.alive_elsewhere();
+    let unheard = probed && peer.probe_answered() && !peer.alive_elsewhere();
     (unheard && case.majority).then_some(Evidence::Majority)
 }
 
@@ -247,6 +246,7 @@ fn ask(peer: &mut Peer, reached: &[NodeId], case: &Case, steps: &mut Vec<Step>) 
         peer.witnesses
             .retain(|_, (_, at)| case.now.saturating_duration_since(*at) < AGAIN);
         peer.asked = Some(case.now);
+        peer.asked_of = witnesses.len();
         steps.push(Step::Ask { id, witnesses });
     }
 }
@@ -420,6 +420,8 @@ mod tests {
         let steps = look(&mut table, late);
         assert!(matches!(steps[0], Step::Suspect { .. }), "{steps:?}");
         assert!(matches!(steps[1], Step::Ask { .. }), "{steps:?}");
+        let peer = table.peers.get_mut(&NodeId(2)).unwrap();
+        peer.witnesses.insert(NodeId(3), (Finding::Silent, late));
         let probed = late + WINDOWS.probe;
         let steps = look(&mut table, probed);
         assert!(
@@ -432,6 +434,53 @@ mod tests {
             ),
             "{steps:?}"
         );
+    }
+
+    #[test]
+    fn a_probe_that_nobody_answers_condemns_nobody() {
+        let now = Instant::now();
+        let mut table = table(3, now);
+        let late = now + Duration::from_millis(1050);
+        keep_alive(&mut table, 3, late);
+        look(&mut table, late);
+        assert_eq!(look(&mut table, late + WINDOWS.probe), vec![]);
+        let answered = late + Duration::from_millis(700);
+        keep_alive(&mut table, 3, answered);
+        let peer = table.peers.get_mut(&NodeId(2)).unwrap();
+        let before = late - Duration::from_millis(1);
+        peer.witnesses.insert(NodeId(3), (Finding::Silent, before));
+        assert_eq!(look(&mut table, answered), vec![]);
+        let peer = table.peers.get_mut(&NodeId(2)).unwrap();
+        peer.witnesses
+            .insert(NodeId(3), (Finding::Silent, answered));
+        let steps = look(&mut table, answered);
+        assert!(matches!(steps[..], [Step::Condemn { .. }]), "{steps:?}");
+    }
+
+    #[test]
+    fn whoever_was_cut_off_asks_before_it_condemns_those_it_hears_last() {
+        let now = Instant::now();
+        let mut table = table(3, now);
+        let late = now + Duration::from_secs(2);
+        let alone = look(&mut table, late);
+        let suspects = alone.iter().filter(|s| matches!(s, Step::Suspect { .. }));
+        assert_eq!(suspects.count(), 2, "{alone:?}");
+        look(&mut table, late + WINDOWS.probe);
+        let back = late + Duration::from_secs(1);
+        keep_alive(&mut table, 3, back);
+        let cleared = look(&mut table, back);
+        assert_eq!(cleared, vec![Step::Cleared(NodeId(3))]);
+        let steps = look(&mut table, back);
+        let ask = Step::Ask {
+            id: NodeId(2),
+            witnesses: vec![NodeId(3)],
+        };
+        assert!(steps.contains(&ask), "{steps:?}");
+        let condemned = |steps: &[Step]| steps.iter().any(|s| matches!(s, Step::Condemn { .. }));
+        assert!(!condemned(&steps), "{steps:?}");
+        let peer = table.peers.get_mut(&NodeId(2)).unwrap();
+        peer.witnesses.insert(NodeId(3), (Finding::Heard, back));
+        assert!(!condemned(&look(&mut table, back + WINDOWS.probe)));
     }
 
     #[test]

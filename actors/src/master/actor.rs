@@ -33,6 +33,7 @@ use super::{
 use crate::cluster::{Cluster, ClusterChanged, Fence, Identity, MemberRemoved};
 use crate::discovery::EpochSeen;
 use crate::id::{AttemptId, Epoch, NodeId, TaskId};
+use crate::planted;
 use crate::sample::Sampler;
 use crate::time::unix_ms;
 use crate::transport::{Inbound, Send, SendError};
@@ -158,7 +159,10 @@ impl MasterActor {
 
     /// The reign, while it may act: not while it is being handed over, nor once a higher epoch was seen on this node.
     fn acting(&mut self) -> Option<&mut Reign> {
-        let fence = self.seed.fence.current();
+        let fence = match () {
+            () if planted::is("old-epoch-obeyed") => Epoch::NONE,
+            () => self.seed.fence.current(),
+        };
         self.reign
             .as_mut()
             .filter(|r| !r.frozen && r.epoch >= fence)
@@ -548,7 +552,10 @@ impl MasterActor {
         for (result, verdict) in results {
             if verdict == Verdict::Recording {
                 // Said and answered once it is recorded; the worker keeps its copy until then.
-                self.acks.entry(worker.id).or_default();
+                let acks = self.acks.entry(worker.id).or_default();
+                if planted::is("result-acknowledged-before-commit") {
+                    acks.push((result.attempt, None));
+                }
                 continue;
             }
             self.say_result(&executor, &result, &verdict, &epoch);

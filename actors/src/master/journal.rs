@@ -141,7 +141,11 @@ impl Journal {
     /// Adds a record; answers the number of the segment it goes with.
     pub fn append(&mut self, record: &Record, floor_ms: u64, now: Instant) -> u64 {
         let filling = self.open(floor_ms, now);
-        record::append(&mut filling.bytes, record);
+        let lost = crate::planted::is("journal-loses-an-update")
+            && matches!(record, Record::Finished { .. });
+        if !lost {
+            record::append(&mut filling.bytes, record);
+        }
         match record {
             Record::Accepted(spec) => {
                 filling.homes.push(spec.id);
@@ -274,7 +278,7 @@ impl Journal {
             lease: 0,
         };
         let deletes = filled.deletes.iter().cloned().map(Op::Delete);
-        let flight = Flight {
+        let mut flight = Flight {
             n: filled.n,
             txn: Txn {
                 when: vec![
@@ -289,6 +293,9 @@ impl Journal {
             changed: filled.changed,
             deletes: filled.deletes,
         };
+        if crate::planted::is("journal-not-fenced") {
+            flight.txn.when.remove(0);
+        }
         self.flying.insert(flight.n, flight.clone());
         Some(flight)
     }

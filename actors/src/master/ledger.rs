@@ -365,7 +365,9 @@ impl Ledger {
         self.unqueue(id, State::Leased);
         let task = self.tasks.get_mut(&id)?;
         let before = task.tries().last().map_or(0, |t| t.attempt.n);
-        let n = before.max(1) + u32::from(before > 0 && !crate::planted::is("same-attempt-again"));
+        let next = before > 0 && !crate::planted::is("same-attempt-again");
+        // A journal may hold any number. The epoch goes before it, so it need not rise further.
+        let n = before.max(1).saturating_add(u32::from(next));
         let attempt = Attempt { epoch, n };
         task.begin(attempt, worker, 0);
         let assignment = Assignment {

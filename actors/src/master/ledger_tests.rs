@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::{in_line as stands_in_line, *};
 use crate::id::Incarnation;
+use crate::master::record::Snapshot;
 
 const EPOCH: Epoch = Epoch {
     generation: crate::id::Generation(1),
@@ -165,6 +166,35 @@ fn what_could_not_be_sent_is_no_attempt_but_its_number_is_used() {
         assert!(ledger.take_back(a.attempt, now));
     }
     assert_eq!(ledger.queued(), 1);
+}
+
+#[test]
+fn a_journal_with_the_highest_number_of_attempts_can_be_led_on() {
+    let now = Instant::now();
+    let mut ledger = ledger();
+    let before = Try {
+        attempt: Attempt {
+            epoch: Epoch::NONE,
+            n: u32::MAX,
+        },
+        worker: worker(1),
+        started_ms: 1,
+        finished_ms: 2,
+        ending: Ending::Lost,
+        spent: false,
+        blamed: false,
+    };
+    let snapshot = Snapshot {
+        tries: vec![(&before).into()],
+        ..Snapshot::new(TaskSpec {
+            durable: true,
+            ..spec(1)
+        })
+    };
+    ledger.restore(snapshot, 0, now);
+    ledger.release(0, now);
+    let again = ledger.lease(id(1), worker(1), EPOCH, now).unwrap();
+    assert!(again.attempt.attempt > before.attempt);
 }
 
 #[test]

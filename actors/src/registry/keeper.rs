@@ -19,7 +19,8 @@ use super::session::{
     judge_seat, owner_of, register,
 };
 use super::{
-    Compare, KeyView, Kv, Lease, Listing, Op, RegistryError, Txn, TxnOutcome, WatchStream,
+    Compare, KeyView, Kv, Lease, Listing, Op, RegistryError, Txn, TxnOutcome, WatchBatch,
+    WatchStream,
 };
 use crate::backoff::Backoff;
 use crate::cluster::{MasterRecord, Registration};
@@ -88,8 +89,9 @@ impl Session {
     pub(super) async fn run(self) {
         let settings = &self.seed.settings;
         let mut backoff = Backoff::new(settings.retry_min, settings.retry_max);
+        let mut why = "begin";
         loop {
-            let Err(err) = self.hold(&mut backoff).await else {
+            let Err(err) = self.hold(&mut backoff, &mut why).await else {
                 return;
             };
             self.went_down(&err);
@@ -101,9 +103,20 @@ impl Session {
         }
     }
 
-    /// One session: ends with the error that broke it, or well when we have retired.
-    async fn hold(&self, backoff: &mut Backoff) -> Result<(), RegistryError> {
-        self.relist().await?;
+    /// One session: ends with the error that broke it, or well when we have retired. `why` is for what all is listed anew.
+    async fn hold(
+        &self,
+        backoff: &mut Backoff,
+        why: &mut &'static str,
+    ) -> Result<(), RegistryError> {
+        if planted::is("no-relist-after-compaction") && *why == "compaction" {
+            self.skip().await?;
+        } else {
+            self.relist().await?;
+        }
+        log::debug!(target: "registry", event = "registry.listed", reason = *why; "all is listed, and watched from there on");
+        // Whatever ends the session but a watch is a question that was not answered.
+        *why = "silence";
         backoff.reset();
         self.came_up().await;
         let mut watches = self.open_watches().await?;
@@ -126,13 +139,15 @@ impl Session {
             tokio::select! {
                 biased;
                 batch = watches.next() => {
-                    let batch = batch.unwrap_or_else(|| Err(self.unreachable("every watch was closed")))?;
+                    let batch = batch.unwrap_or_else(|| Err(self.unreachable("every watch was closed")));
+                    let batch = batch.inspect_err(|err| *why = ended_by(err))?;
                     self.shared.borrow_mut().mirror.apply(batch);
                     self.follow_generation().await?;
                 }
                 () = self.nudge.notified() => {
                     if !planted::is("never-relist") {
                         self.relist().await?;
+                        log::debug!(target: "registry", event = "registry.listed", reason = "doubt"; "all is listed again");
                     }
                 }
                 () = sleep_until_some(register_at) => {
@@ -160,6 +175,17 @@ impl Session {
 
     // --- reading -------------------------------------------------------------------------------------------------
 
+    /// A planted bug: goes on from where the registry is now, whatever happened before.
+    async fn skip(&self) -> Result<(), RegistryError> {
+        let now = self.seed.backend.list(&self.keys.generation()).await?;
+        let nothing = WatchBatch {
+            stamp: now.stamp,
+            changes: Vec::new(),
+        };
+        self.shared.borrow_mut().mirror.apply(nothing);
+        Ok(())
+    }
+
     async fn relist(&self) -> Result<(), RegistryError> {
         loop {
             let asked_at = self.shared.borrow().mirror.revision();
@@ -185,7 +211,8 @@ impl Session {
             let found = shared.mirror.generation(&self.keys);
             (found, shared.generation, revision)
         };
-        let restored = continuity == Continuity::Replaced && found == known;
+        // Whoever made it may have known less, or have a wall clock that is behind.
+        let restored = continuity == Continuity::Replaced && found <= known;
         let settled = if found.0 == 0 || restored {
             let value = if planted::is("generation-does-not-rise") && known.0 != 0 {
                 known.0
@@ -408,6 +435,8 @@ impl Session {
             }
             Err(RegistryError::LeaseLost { .. }) => {
                 self.drop_own_registration().await?;
+                // It may be gone already, and the watch has not said so: only a listing shows it.
+                self.relist().await?;
                 Ok(Some(Duration::ZERO))
             }
             Err(err) => Err(err),
@@ -634,7 +663,7 @@ impl Session {
     }
 
     pub(super) async fn condemn(&self, peer: Registered) -> Result<bool, RegistryError> {
-        let (txn, key) = {
+        let (txn, key, mine) = {
             let shared = self.shared.borrow();
             let Some(standing) = shared.standing else {
                 return Ok(false);
@@ -642,11 +671,12 @@ impl Session {
             let address = shared.registration.address();
             let me = (address.as_str(), standing.incarnation);
             let key = self.keys.service(&peer.registration.address());
-            (condemn(&self.keys, me, &peer), key)
+            (condemn(&self.keys, me, &peer), key, standing.incarnation)
         };
         let outcome = self.settle(txn).await?;
         if outcome.succeeded {
             let revision = outcome.stamp.revision;
+            log::debug!(target: "registry", event = "registry.condemned", key = key.as_str(), incarnation = peer.incarnation.0, by = mine.0, revision = revision; "the verdict is in the registry");
             self.shared.borrow_mut().mirror.delete(&key, revision);
             self.publish();
         } else {
@@ -895,6 +925,14 @@ fn taken_words(me: &Registration, leftover: &Leftover) -> String {
         me.host,
         me.address()
     )
+}
+
+/// What ended a watch.
+fn ended_by(err: &RegistryError) -> &'static str {
+    match err {
+        RegistryError::Compacted { .. } => "compaction",
+        _ => "watch ended",
+    }
 }
 
 fn refused(err: serde_json::Error) -> RegistryError {

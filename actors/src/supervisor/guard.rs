@@ -161,7 +161,12 @@ impl<A: Actor<Context = Context<A>>> Future for Guard<A> {
         let this = self.get_mut();
         while let Poll::Ready(command) = this.link.commands.poll_recv(task) {
             match command {
-                Some(Command::Start { life }) => this.start(life),
+                Some(Command::Start { life }) => {
+                    if life > 1 && crate::planted::is("mailbox-dropped") {
+                        this.inbox.borrow_mut().refuse(task);
+                    }
+                    this.start(life);
+                }
                 Some(Command::Stop) => this.stop(),
                 Some(Command::Drop) => this.drop_life(),
                 Some(Command::Kill(how)) => this.kill(how),

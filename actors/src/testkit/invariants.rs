@@ -11,16 +11,22 @@
 //! | 7  | started at most once                                    | [`super::tasks`]                                         |
 //! | 8  | outstanding within credit; submits add up               | [`super::tasks`], `sim.submitted`, `sim.answered`        |
 //! | 9  | after quiet everybody sees the registered, living set   | `sim.view`                                               |
-//! | 12 | each death one decision; nothing leaks                  | `actor.*`, `sim.leak`                                    |
+//! | 10 | only fresh lives of this generation are let in          | [`super::conduct`]                                       |
+//! | 11 | durable tasks' API histories are linearizable           | [`super::linear`]                                        |
+//! | 12 | each death one decision; nothing leaks                  | `actor.*`, `sim.leak`, [`super::conduct`]                |
 //! | 13 | no verdict, no takeover without a fault                 | `peer.condemned`, `master.promoted` in calm              |
 //! | 14 | liveness, once the faults have ended                    | `sim.unsettled`, `sim.unfinished`                        |
 //!
-//! 11 needs a checker of histories, 10 the secret; they are added with those.
+//! What each process says of its own conduct is read by [`super::conduct`]: more of 3, 4, 8, 12 and 13. Of 10, a trace can show
+//! that nobody of another generation of the registry is let in; that bytes without the cluster's secret do nothing is for the
+//! tests of the handshake, since a simulated run has no stranger.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::time::Duration;
 
+use super::conduct::Conduct;
+use super::linear;
 use super::registry::History;
 use super::tasks::Tasks;
 use super::trace::Record;
@@ -79,6 +85,8 @@ pub struct Invariants {
     terms: Terms,
     registry: History,
     tasks: Tasks,
+    conduct: Conduct,
+    calls: linear::History,
     /// Who said that it owns an epoch.
     owners: BTreeMap<Epoch, Place>,
     /// The highest epoch each process has said it saw.
@@ -103,6 +111,8 @@ impl Invariants {
             tasks: Tasks::new(terms.capacity),
             terms,
             registry: History::default(),
+            conduct: Conduct::default(),
+            calls: linear::History::default(),
             owners: BTreeMap::new(),
             seen: BTreeMap::new(),
             care: BTreeMap::new(),
@@ -160,7 +170,9 @@ impl Invariants {
             .or_else(|| self.tasks.observe(record))
             .or_else(|| self.mastership(record))
             .or_else(|| self.supervision(record))
-            .or_else(|| self.of_the_test(record));
+            .or_else(|| self.of_the_test(record))
+            .or_else(|| self.conduct_of(record))
+            .or_else(|| Some((11, self.calls.observe(record)?)));
         match broken {
             None => Ok(()),
             Some((invariant, what)) => Err(Violation {
@@ -168,6 +180,14 @@ impl Invariants {
                 what,
                 record: Box::new(record.clone()),
             }),
+        }
+    }
+
+    fn conduct_of(&mut self, record: &Record) -> Option<(u8, String)> {
+        if self.terms.one_thread {
+            self.conduct.observe(record)
+        } else {
+            None
         }
     }
 
@@ -422,7 +442,7 @@ impl Invariants {
         None
     }
 
-    /// At the end of a run: every death was followed by its decision.
+    /// At the end of a run: every death was followed by its decision, and what callers were told fits one order.
     ///
     /// # Errors
     /// The rule that is broken.
@@ -444,7 +464,14 @@ impl Invariants {
                 }
             }
         }
-        Ok(())
+        match self.calls.broken() {
+            None => Ok(()),
+            Some(what) => Err(Violation {
+                invariant: 11,
+                what,
+                record: Box::new(Record::new(at, "world", 1, "sim.end")),
+            }),
+        }
     }
 }
 
@@ -573,10 +600,73 @@ mod tests {
                 Some(9),
                 vec![said(1, "a", "sim.view").with("what", "sees nobody")],
             ),
+            (
+                Some(4),
+                vec![said(1, "a", "sim.lost").with("what", "a task is gone")],
+            ),
+            (
+                Some(12),
+                vec![said(1, "a", "sim.leak").with("what", "a session too many")],
+            ),
+            (
+                Some(14),
+                vec![said(1, "a", "sim.unsettled").with("what", "nobody leads")],
+            ),
+            (
+                Some(8),
+                vec![
+                    said(0, "a", "sim.submitted").with("task", "t"),
+                    said(1, "a", "sim.answered").with("task", "t"),
+                    said(2, "a", "sim.answered").with("task", "t"),
+                ],
+            ),
         ];
         for (expected, records) in rows {
             assert_eq!(broken(&records), expected, "{records:#?}");
         }
+    }
+
+    #[test]
+    fn a_durable_task_ends_once_unless_a_dead_one_was_to_be_tried_again() {
+        let promoted = said(0, "a", "master.promoted").with("epoch", "7-10");
+        let durable = said(0, "a", "sim.submitted").with("task", "t");
+        let before = vec![promoted, durable.with("durable", "true")];
+        let ended = |event: &str, n: u32| of(said(1, "a", event), "7-10", &format!("7-10/{n}"));
+        let retry = said(1, "a", "sim.called").with("asked", "retry");
+        let retry = retry.with("task", "t").with("call", "1");
+        let with = |more: &[Record]| broken(&[&before[..], more].concat());
+        assert_eq!(with(&[ended("task.dead", 1)]), None);
+        let dead_and_done = [ended("task.dead", 1), ended("task.finished", 2)];
+        assert_eq!(with(&dead_and_done), Some(5));
+        let [dead, done] = dead_and_done;
+        assert_eq!(with(&[dead, retry, done.clone()]), None);
+        assert_eq!(with(&[ended("task.cancelled", 1), done]), Some(5));
+    }
+
+    #[test]
+    fn what_callers_were_told_must_fit_one_order() {
+        let call = |n: &str, asked: &str| {
+            let record = said(1, "a", "sim.called").with("task", "t");
+            record.with("call", n).with("asked", asked)
+        };
+        let told = |n: &str, answer: &str| {
+            said(2, "a", "sim.returned")
+                .with("call", n)
+                .with("answer", answer)
+        };
+        let mut invariants = Invariants::new(TERMS);
+        for record in [call("1", "submit"), told("1", "queued")] {
+            invariants.observe(&record).unwrap();
+        }
+        assert!(invariants.finish(Duration::from_secs(9)).is_ok());
+        let mut later = call("2", "read");
+        later.at += Duration::from_secs(9);
+        invariants.observe(&later).unwrap();
+        let mut absent = told("2", "absent");
+        absent.at += Duration::from_secs(9);
+        invariants.observe(&absent).unwrap();
+        let broken = invariants.finish(Duration::from_secs(19)).unwrap_err();
+        assert_eq!(broken.invariant, 11);
     }
 
     #[test]

@@ -31,6 +31,8 @@ pub struct History {
     revision: i64,
     generation: Generation,
     generated: Duration,
+    /// An empty registry took the place of the one before, and nobody has made a generation since.
+    fresh: bool,
     /// Who made each epoch.
     owners: BTreeMap<Epoch, NodeId>,
 }
@@ -41,6 +43,7 @@ impl History {
         match record.event.as_str() {
             "sim.replaced" => {
                 self.keys.clear();
+                self.fresh = true;
                 None
             }
             "sim.put" => self.put(record),
@@ -76,7 +79,11 @@ impl History {
             let generation = Generation(value.parse().unwrap_or(0));
             // Seconds tell registries apart that lived for longer; two within a second are told apart by their revisions.
             let brief = record.at.saturating_sub(self.generated) < BRIEF;
-            if generation < self.generation || (generation == self.generation && !brief) {
+            // The first in an empty one may be made by somebody who knew nothing, or whose wall clock is behind: those who know
+            // better make another.
+            let risen = generation > self.generation || (generation == self.generation && brief);
+            let fresh = std::mem::take(&mut self.fresh);
+            if !(risen || fresh) {
                 return Some(format!("generation {value} does not rise"));
             }
             self.generation = generation;
@@ -161,5 +168,110 @@ impl History {
     /// Keys with their values, for words to people.
     pub fn keys(&self) -> impl Iterator<Item = (&String, &Key)> {
         self.keys.iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::Incarnation;
+
+    fn put(key: &str, value: &str, created: i64, modified: i64) -> Record {
+        let record = Record::new(Duration::from_secs(100), "witness", 1, "sim.put");
+        let record = record.with("key", key).with("value", value);
+        record.with("created", created).with("modified", modified)
+    }
+
+    fn deleted(key: &str, revision: i64) -> Record {
+        let record = Record::new(Duration::from_secs(100), "witness", 1, "sim.delete");
+        record.with("key", key).with("revision", revision)
+    }
+
+    fn registered(n: u128, at: i64) -> Record {
+        let registration = Registration {
+            id: NodeId(n),
+            name: format!("n{n}"),
+            ip: "n".to_owned(),
+            port: 1,
+            admin: String::new(),
+            host: String::new(),
+            boot: String::new(),
+            pid: 1,
+            version: String::new(),
+            protocol: 1,
+            weight: 0,
+            eligible: true,
+            insecure: false,
+            roles: Vec::new(),
+            jobs: Vec::new(),
+            capacity: 1,
+            tags: BTreeMap::new(),
+            started_at: 0,
+        };
+        let value = serde_json::to_string(&registration).unwrap();
+        put(&format!("/c/services/n{n}"), &value, at, at)
+    }
+
+    fn leads(n: u128, incarnation: i64, at: i64) -> Record {
+        let master = MasterRecord {
+            id: NodeId(n),
+            incarnation: Incarnation(incarnation),
+            address: String::new(),
+        };
+        let value = serde_json::to_string(&master).unwrap();
+        put("/c/master", &value, at, at)
+    }
+
+    /// What is said of the last of these, when nothing is wrong with those before.
+    fn wrong(records: &[Record]) -> Option<String> {
+        let mut history = History::default();
+        let (last, before) = records.split_last().unwrap();
+        for record in before {
+            assert_eq!(history.observe(record), None, "{record}");
+        }
+        history.observe(last)
+    }
+
+    #[test]
+    fn revisions_and_generations_rise() {
+        let generation = |value: &str, at| put("/c/generation", value, 1, at);
+        assert_eq!(wrong(&[generation("7", 1), generation("8", 2)]), None);
+        assert!(wrong(&[generation("7", 2), deleted("/c/x", 1)]).is_some());
+        let mut again = generation("7", 2);
+        again.at += BRIEF;
+        assert!(wrong(&[generation("7", 1), again]).is_some());
+        assert!(wrong(&[generation("7", 1), generation("6", 2)]).is_some());
+    }
+
+    #[test]
+    fn only_a_registered_life_leads() {
+        assert_eq!(wrong(&[registered(1, 5), leads(1, 5, 6)]), None);
+        assert!(wrong(&[leads(1, 5, 6)]).is_some());
+        assert!(wrong(&[registered(1, 5), leads(1, 4, 6)]).is_some());
+        assert!(
+            wrong(&[
+                registered(1, 5),
+                deleted("/c/services/n1", 6),
+                leads(1, 5, 7)
+            ])
+            .is_some()
+        );
+    }
+
+    #[test]
+    fn a_registration_is_deleted_and_never_overwritten() {
+        let gone = deleted("/c/services/n1", 6);
+        assert_eq!(wrong(&[registered(1, 5), gone, registered(1, 7)]), None);
+        assert!(wrong(&[registered(1, 5), registered(1, 7)]).is_some());
+    }
+
+    #[test]
+    fn the_journal_is_written_under_the_epoch_that_holds_the_key() {
+        let generation = put("/c/generation", "7", 1, 1);
+        let reign = [generation, registered(1, 5), leads(1, 5, 6)];
+        let written = |key: &str| wrong(&[&reign[..], &[put(key, "", 8, 8)]].concat());
+        assert_eq!(written("/c/journal/7-6/0"), None);
+        assert!(written("/c/journal/7-5/0").is_some());
+        assert!(written("/c/journal/6-6/0").is_some());
     }
 }

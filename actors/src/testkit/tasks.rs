@@ -26,6 +26,8 @@ pub struct Tasks {
     /// Durable tasks: their results are for all reigns.
     durable: BTreeSet<String>,
     recorded: BTreeMap<String, (Epoch, String)>,
+    /// Tasks that somebody asked to be tried again once they are dead.
+    retried: BTreeSet<String>,
     /// Attempts started by each process.
     started: BTreeMap<Place, BTreeSet<(String, Attempt)>>,
     running: BTreeMap<Place, BTreeSet<(String, Attempt)>>,
@@ -42,6 +44,7 @@ impl Tasks {
             told: BTreeMap::new(),
             durable: BTreeSet::new(),
             recorded: BTreeMap::new(),
+            retried: BTreeSet::new(),
             started: BTreeMap::new(),
             running: BTreeMap::new(),
             peaks: BTreeMap::new(),
@@ -66,22 +69,19 @@ impl Tasks {
             self.recorded.clear();
             return None;
         }
-        let attempt = record.attempt()?;
-        if self.durable.contains(&task)
-            && ["task.finished", "task.failed", "task.dead"].contains(&record.event.as_str())
-        {
-            let epoch = record.epoch("epoch")?;
-            let said = (epoch, record.event.clone());
-            if let Some((first, how)) = self.recorded.insert(task.clone(), said) {
-                return Some((
-                    5,
-                    format!(
-                        "durable task {task} ended twice: {how} under {first}, {} under {epoch}",
-                        record.event
-                    ),
-                ));
-            }
+        if record.event == "sim.called" && record.get("asked") == "retry" {
+            self.retried.insert(task);
+            return None;
         }
+        if let Some(twice) = self.ends(&task, record) {
+            return Some(twice);
+        }
+        if record.event == "task.cancelled" {
+            let told = self.told.entry((task, record.epoch("epoch")?)).or_default();
+            told.leased = None;
+            return None;
+        }
+        let attempt = record.attempt()?;
         match record.event.as_str() {
             "task.started" => self.start(place, task, attempt),
             "task.executed" => {
@@ -110,6 +110,31 @@ impl Tasks {
             }
             _ => None,
         }
+    }
+
+    /// A durable task ends once, whoever leads; a dead one may be tried again.
+    fn ends(&mut self, task: &str, record: &Record) -> Option<(u8, String)> {
+        const ENDS: [&str; 4] = [
+            "task.finished",
+            "task.failed",
+            "task.dead",
+            "task.cancelled",
+        ];
+        if !self.durable.contains(task) || !ENDS.contains(&record.event.as_str()) {
+            return None;
+        }
+        let (epoch, event) = (record.epoch("epoch")?, &record.event);
+        let said = (epoch, event.clone());
+        let (first, how) = self.recorded.insert(task.to_owned(), said)?;
+        let revived = how == "task.dead" && self.retried.contains(task);
+        (!revived).then(|| {
+            (
+                5,
+                format!(
+                    "durable task {task} ended twice: {how} under {first}, {event} under {epoch}"
+                ),
+            )
+        })
     }
 
     /// The attempt that is with a worker for longest under this epoch, and since when.

@@ -307,7 +307,7 @@ impl TransportActor {
         first: Vec<u8>,
     ) {
         let direction = if peer.inbound { "inbound" } else { "outbound" };
-        log::info!(target: "transport", event = "session.opened", peer = peer.name.as_str(), address:display = peer.remote, direction = direction; "session opened");
+        log::info!(target: "transport", event = "session.opened", peer = peer.name.as_str(), address:display = peer.remote, direction = direction, incarnation = peer.incarnation.0, generation = self.table.generation().0; "session opened");
         self.told.retain(|(name, _)| *name != peer.name);
         let heard = Heard::new(now());
         self.tell(&SessionEvent::Up {

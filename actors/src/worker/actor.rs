@@ -146,6 +146,8 @@ impl WorkerActor {
         (self.results, self.begun) = (Vec::new(), Vec::new());
         let reports = self.desk.report(epoch);
         let serial = self.desk.serial();
+        let credit = reports.last().map_or(0, |report| report.credit);
+        log::debug!(target: "worker", event = "worker.reported", epoch = epoch.to_string(), report = serial, credit = credit, held = self.desk.held(); "reporting to the master");
         ctx.run_later(CONFIRMED_WITHIN, move |act, ctx| {
             let same = act.desk.serving() == Some(epoch) && act.desk.serial() == serial;
             if same && !act.confirmed {
@@ -203,6 +205,9 @@ impl WorkerActor {
         let Some(epoch) = self.desk.serving() else {
             return;
         };
+        if credit > 0 {
+            log::debug!(target: "worker", event = "worker.granted", epoch = epoch.to_string(), credit = credit; "more credit");
+        }
         if !attempts.is_empty() {
             self.tell(Started { epoch, attempts }, ctx);
         }
@@ -260,6 +265,7 @@ impl WorkerActor {
         if epoch >= fence || crate::planted::is("old-epoch-obeyed") {
             self.silent = 0;
             self.confirmed |= self.desk.serving() == Some(epoch);
+            log::debug!(target: "worker", event = "worker.obeyed", what = what, epoch = epoch.to_string(), fence = fence.to_string(); "a command is obeyed");
             return true;
         }
         log::warn!(target: "worker", event = "task.refused", reason = "fenced", what = what, refused = epoch.to_string(), epoch = fence.to_string(); "a command under an old epoch is refused");
@@ -287,7 +293,9 @@ impl WorkerActor {
         let mut back = Vec::new();
         for intake in taken {
             match intake {
-                Intake::Taken(_) => {}
+                Intake::Taken(attempt) => {
+                    log::debug!(target: "worker", event = "task.taken", task = attempt.task.to_string(), attempt = attempt.attempt.to_string(), epoch = epoch.to_string(); "an attempt is taken");
+                }
                 Intake::HandBack(attempt) => back.push(attempt),
                 Intake::Known(attempt) => {
                     log::debug!(target: "worker", task = attempt.task.to_string(); "assigned again, it is known");
@@ -408,7 +416,7 @@ impl WorkerActor {
         self.cancels.remove(&attempt);
         let finished_ms = unix_ms();
         let level = self.level();
-        log::log!(target: "worker", level, event = "task.executed", task = attempt.task.to_string(), attempt = attempt.attempt.to_string(), epoch = self.seed.fence.current().to_string(), outcome = outcome_name(&outcome), duration_ms = finished_ms.saturating_sub(started_ms); "task executed");
+        let said = outcome_name(&outcome);
         let result = TaskResult {
             attempt,
             outcome,
@@ -416,7 +424,9 @@ impl WorkerActor {
             finished_ms,
             spec: None,
         };
-        if !self.desk.finished(result.clone()) {
+        let held = self.desk.finished(result.clone());
+        log::log!(target: "worker", level, event = "task.executed", task = attempt.task.to_string(), attempt = attempt.attempt.to_string(), epoch = self.seed.fence.current().to_string(), outcome = said, held = held, duration_ms = finished_ms.saturating_sub(started_ms); "task executed");
+        if !held {
             return;
         }
         let back = self.desk.measured(since.elapsed());
@@ -432,6 +442,7 @@ impl WorkerActor {
         }
         for (attempt, refused) in &ack.attempts {
             self.finished += u64::from(self.desk.acknowledged(*attempt));
+            log::debug!(target: "worker", event = "task.acknowledged", task = attempt.task.to_string(), attempt = attempt.attempt.to_string(), refused = refused.is_some(), epoch = ack.epoch.to_string(); "our result is answered");
             if let Some(why) = refused {
                 log::info!(target: "worker", event = "task.refused", task = attempt.task.to_string(), attempt = attempt.attempt.to_string(), reason = why.as_str(), epoch = ack.epoch.to_string(); "our result was refused");
             }

@@ -151,14 +151,15 @@ impl Desk {
     /// Takes what was assigned; `Err` when it comes under another epoch than is served, or spends the credit of an earlier
     /// report.
     pub fn assign(&mut self, assign: Assign) -> Result<Vec<Intake>, Epoch> {
-        if self.serving != Some(assign.epoch) || assign.report != self.serial {
+        let crossed = self.serving != Some(assign.epoch) || assign.report != self.serial;
+        if crossed && !crate::planted::is("old-epoch-obeyed") {
             return Err(assign.epoch);
         }
-        Ok(assign
-            .assignments
-            .into_iter()
-            .map(|a| self.take(a))
-            .collect())
+        let mut assignments = assign.assignments;
+        if crate::planted::is("started-again") {
+            assignments.extend(assignments.clone());
+        }
+        Ok(assignments.into_iter().map(|a| self.take(a)).collect())
     }
 
     fn take(&mut self, assignment: Assignment) -> Intake {

@@ -9,8 +9,9 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
@@ -38,6 +39,22 @@ thread_local! {
     static CUT: RefCell<BTreeSet<(String, String)>> = const { RefCell::new(BTreeSet::new()) };
     /// Machines without a process.
     static DOWN: RefCell<BTreeSet<String>> = const { RefCell::new(BTreeSet::new()) };
+    /// Connections by who dialled whom.
+    static WIRES: RefCell<Vec<(String, String, Weak<Wire>)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Resets every connection between two machines: who dialled finds it broken, whatever was under way is lost, and the other
+/// side finds it closed.
+pub fn reset(a: &str, b: &str) {
+    let wires: Vec<Arc<Wire>> = WIRES.with_borrow(|wires| {
+        let between = wires
+            .iter()
+            .filter(|(from, to, _)| (from == a && to == b) || (from == b && to == a));
+        between.filter_map(|(_, _, wire)| wire.upgrade()).collect()
+    });
+    for wire in wires {
+        wire.cut();
+    }
 }
 
 /// From now on nothing goes from `from` to `to`, or it does again.
@@ -67,11 +84,86 @@ pub fn set_down(machine: &str, down: bool) {
 pub fn forget_all() {
     CUT.with_borrow_mut(BTreeSet::clear);
     DOWN.with_borrow_mut(BTreeSet::clear);
+    WIRES.with_borrow_mut(Vec::clear);
+}
+
+/// One connection, as far as it can be reset.
+#[derive(Default)]
+struct Wire {
+    is_cut: AtomicBool,
+    /// Who waits to read, and to write.
+    waiting: Mutex<[Option<Waker>; 2]>,
+}
+
+impl Wire {
+    fn cut(&self) {
+        self.is_cut.store(true, Ordering::Relaxed);
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting
+            .iter_mut()
+            .filter_map(Option::take)
+            .for_each(Waker::wake);
+    }
+
+    /// An error when it was reset; otherwise remembers who waits.
+    fn check(&self, side: usize, cx: &Context<'_>) -> io::Result<()> {
+        if self.is_cut.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::ConnectionReset.into());
+        }
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting[side] = Some(cx.waker().clone());
+        Ok(())
+    }
+}
+
+/// A stream, or half of one, that can be reset.
+struct Wired<T> {
+    stream: T,
+    wire: Arc<Wire>,
+}
+
+/// From now on connections of `from` to `to` can be reset together with this wire.
+fn wire(from: &str, to: &str) -> Arc<Wire> {
+    let wire = Arc::new(Wire::default());
+    WIRES.with_borrow_mut(|wires| {
+        wires.retain(|(_, _, wire)| wire.strong_count() > 0);
+        wires.push((from.to_owned(), to.to_owned(), Arc::downgrade(&wire)));
+    });
+    wire
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Wired<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.wire.check(0, cx)?;
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Wired<T> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.wire.check(1, cx)?;
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.wire.check(1, cx)?;
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
 }
 
 /// A connection, as a kernel would make it; it may take for ever.
 async fn connect(me: &str, address: &str) -> io::Result<TcpStream> {
-    let peer = address.split(':').next().unwrap_or_default();
+    let peer = machine(address);
     loop {
         while is_cut(me, peer) {
             sleep(SYN_AGAIN).await;
@@ -103,7 +195,10 @@ impl Network for SimNetwork {
         let (me, address) = (self.me.clone(), address.to_owned());
         Box::pin(async move {
             match timeout(within, connect(&me, &address)).await {
-                Ok(Ok(stream)) => open(stream).map_err(silent),
+                Ok(Ok(stream)) => {
+                    let peer = machine(&address);
+                    open(stream, &wire(&me, peer)).map_err(silent)
+                }
                 Ok(Err(why)) => Err(unconnected(&why)),
                 Err(_) => Err(Unconnected::Silent(format!("no answer from {address}"))),
             }
@@ -122,15 +217,25 @@ fn silent(why: io::Error) -> Unconnected {
     Unconnected::Silent(why.to_string())
 }
 
-fn open(stream: TcpStream) -> io::Result<Stream> {
+fn open(stream: TcpStream, wire: &Arc<Wire>) -> io::Result<Stream> {
     let remote = stream.peer_addr()?;
     let (reader, writer) = stream.into_split();
     Ok(Stream {
-        reader: Box::new(reader),
-        writer: Box::new(writer),
+        reader: Box::new(Wired {
+            stream: reader,
+            wire: wire.clone(),
+        }),
+        writer: Box::new(Wired {
+            stream: writer,
+            wire: wire.clone(),
+        }),
         remote,
         proof: None,
     })
+}
+
+fn machine(address: &str) -> &str {
+    address.split(':').next().unwrap_or_default()
 }
 
 /// The port of a node.
@@ -145,7 +250,7 @@ pub async fn listen(port: u16) -> io::Result<Listener> {
             };
             slot.send(Incoming {
                 remote,
-                open: Box::new(move || open(stream)),
+                open: Box::new(move || open(stream, &Arc::default())),
             });
         }
     });
@@ -159,7 +264,11 @@ pub fn dial_registry(me: &str) -> Dial {
         let me = me.clone();
         endpoint.connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
             let me = me.clone();
-            async move { connect(&me, REGISTRY).await.map(TokioIo::new) }
+            async move {
+                let stream = connect(&me, REGISTRY).await?;
+                let wire = wire(&me, machine(REGISTRY));
+                Ok::<_, io::Error>(TokioIo::new(Wired { stream, wire }))
+            }
         }))
     })
 }

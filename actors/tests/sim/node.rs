@@ -22,7 +22,8 @@ use troupe_actors::id::{NodeId, TaskId};
 use troupe_actors::job::{Job, JobContext, JobError, Jobs};
 use troupe_actors::master::actor::{JournalSeed, MasterActor, MasterSeed};
 use troupe_actors::master::{
-    GeneratorSettings, GetTask, MasterPulse, MasterSettings, Submission, Submit,
+    CancelTask, ChangeError, GeneratorSettings, GetTask, MasterPulse, MasterSettings, RetryTask,
+    Submission, Submit, SubmitError, TaskView,
 };
 use troupe_actors::registry::actor::{Deregister, RegistryActor, RegistrySeed};
 use troupe_actors::registry::etcd::EtcdBackend;
@@ -39,7 +40,7 @@ use troupe_actors::worker::actor::{WorkerActor, WorkerSeed};
 use troupe_actors::worker::{DrainWorker, WorkerSettings};
 
 use crate::net::{self, SimNetwork};
-use crate::stage::{Order, Shared, note, wall_ms};
+use crate::stage::{Ask, Order, Shared, note, wall_ms};
 
 pub const PORT: u16 = 22222;
 /// Above every process id there can be, so that nobody asks the machine that runs the simulation.
@@ -49,6 +50,9 @@ const MAILBOX: usize = 1024;
 /// The input of a task that always succeeds, and how long it takes.
 pub const PROBE: &str = "1000";
 pub const PROBE_TAKES: Duration = Duration::from_secs(1);
+
+/// The input of a task that cannot but fail, with one attempt: it is dead at once.
+pub const DOOMED: &str = "13";
 
 /// What all nodes of a run have in common.
 #[derive(Clone, Debug)]
@@ -109,6 +113,9 @@ impl Job for SimJob {
                 Ok(input)
             });
         }
+        if input == DOOMED {
+            return Box::pin(async { Err(JobError::Retry("always".to_owned())) });
+        }
         let longest = self.longest.as_millis() as u64;
         Box::pin(async move {
             let (wait, fate) = {
@@ -123,6 +130,31 @@ impl Job for SimJob {
             }
         })
     }
+}
+
+/// `lost`: the mailbox let go of it.
+fn returned(stage: &Shared, call: &str, answer: &str, lost: bool) {
+    let what = [
+        ("call", call.to_owned()),
+        ("answer", answer.to_owned()),
+        ("lost", lost.to_string()),
+    ];
+    note(stage, "sim.returned", &what);
+}
+
+/// The answer to a change, in the words of [`troupe_actors::testkit::linear::Answer`].
+fn change<E>(answer: Result<Result<TaskView, ChangeError>, E>) -> (String, bool) {
+    let told = match &answer {
+        Ok(Ok(view)) => view.state.clone(),
+        Ok(Err(ChangeError::Conflict { state, .. })) => format!("refused {state}"),
+        Ok(Err(ChangeError::Missing(_))) => "refused absent".to_owned(),
+        Ok(Err(ChangeError::NotMaster)) => "nothing".to_owned(),
+        // What was not recorded may be recorded again.
+        Ok(Err(ChangeError::NotRecorded(_) | ChangeError::Unknown)) | Err(_) => {
+            "unknown".to_owned()
+        }
+    };
+    (told, answer.is_err())
 }
 
 struct Node {
@@ -384,7 +416,10 @@ impl Node {
 
     fn carry_out(&self, order: Order) {
         match order {
-            Order::Submit(id, input, durable) => self.submit(id, input, durable),
+            Order::Submit(id, input, durable) => {
+                self.submit(format!("first-{id}"), id, input, durable)
+            }
+            Order::Call(n, ask, id) => self.call(n.to_string(), ask, id),
             Order::Look(id) => self.look(id),
             Order::Kill(actor, how) => {
                 let kill = Kill {
@@ -398,20 +433,24 @@ impl Node {
                 heir: None,
                 why: "the simulation asked for it".to_owned(),
             }),
-            Order::Drain | Order::Revoke(_) | Order::Unregister(_) | Order::Renew => {}
+            // The witness's, or dealt with before.
+            _ => {}
         }
     }
 
-    fn submit(&self, id: TaskId, input: String, durable: bool) {
+    fn submit(&self, call: String, id: TaskId, input: String, durable: bool) {
         let what = [("task", id.to_string()), ("durable", durable.to_string())];
         note(&self.stage, "sim.submitted", &what);
+        if durable {
+            self.called(&call, "submit", id);
+        }
         let submission = Submission {
             id: Some(id),
             job: "multiply".to_owned(),
+            max_attempts: (input == DOOMED).then_some(1),
             input: Bytes::from(input),
             meta: Default::default(),
             timeout: None,
-            max_attempts: None,
             priority: 0,
             require: Default::default(),
             durable,
@@ -423,6 +462,14 @@ impl Node {
                 Ok(answers) => answers.into_iter().next(),
                 Err(_) => None,
             };
+            if durable {
+                let told = match &answer {
+                    Some(Ok(taken)) => taken.state,
+                    Some(Err(SubmitError::Unknown)) | None => "unknown",
+                    Some(Err(_)) => "nothing",
+                };
+                returned(&stage, &call, told, answer.is_none());
+            }
             let said = match answer {
                 Some(Ok(taken)) => format!("accepted as {}", taken.state),
                 Some(Err(why)) => why.to_string(),
@@ -434,6 +481,41 @@ impl Node {
                 ("durable", durable.to_string()),
             ];
             note(&stage, "sim.answered", &fields);
+        });
+    }
+
+    fn called(&self, call: &str, asked: &str, id: TaskId) {
+        let what = [
+            ("call", call.to_owned()),
+            ("asked", asked.to_owned()),
+            ("task", id.to_string()),
+        ];
+        note(&self.stage, "sim.called", &what);
+    }
+
+    /// A client's call of a durable task.
+    fn call(&self, call: String, ask: Ask, id: TaskId) {
+        let (master, stage) = (self.master.clone(), self.stage.clone());
+        let asked = match &ask {
+            Ask::Submit(input) => return self.submit(call, id, input.clone(), true),
+            Ask::Read => "read",
+            Ask::Cancel => "cancel",
+            Ask::Retry => "retry",
+        };
+        self.called(&call, asked, id);
+        tokio::task::spawn_local(async move {
+            let (told, lost) = match ask {
+                Ask::Submit(_) | Ask::Read => match master.send(GetTask(id)).await {
+                    Ok(Some(Some(view))) if view.stale => ("nothing".to_owned(), false),
+                    Ok(Some(Some(view))) => (view.state, false),
+                    Ok(Some(None)) => ("absent".to_owned(), false),
+                    Ok(None) => ("nothing".to_owned(), false),
+                    Err(_) => ("unknown".to_owned(), true),
+                },
+                Ask::Cancel => change(master.send(CancelTask(id)).await),
+                Ask::Retry => change(master.send(RetryTask(id)).await),
+            };
+            returned(&stage, &call, &told, lost);
         });
     }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use troupe_actors::supervisor::How;
+use troupe_actors::testkit::coverage::EQUAL_HALVES;
 
 use crate::node::Make;
 
@@ -15,6 +16,17 @@ pub enum Way {
     Hold,
     /// What is sent is lost, and streams that lost something stay stuck: a firewall that forgot them.
     Drop,
+}
+
+/// How news of the registry go astray.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Misnews {
+    /// They come when it is over.
+    Late,
+    /// Some come again, and with them older ones.
+    Again,
+    /// Some never come.
+    Missed,
 }
 
 /// What goes wrong; `usize` is a node, by its number.
@@ -44,6 +56,14 @@ pub enum Fault {
     },
     /// The registry's process ends; a new, empty one takes its place.
     RegistryDown { lasting: Duration },
+    /// The registry's machine loses its power, and comes back with what its disk has kept, if there is one.
+    RegistryRestart { lasting: Duration },
+    /// The registry drops its history while the watches of all nodes are this much behind.
+    Compact { behind: Duration },
+    /// News of the registry go astray.
+    Misnews { how: Misnews, lasting: Duration },
+    /// Of a hundred transactions so many are not answered: done, not done, or done later.
+    LostReplies { share: u32, lasting: Duration },
     /// A lease is ended behind its owner's back.
     Revoke { node: usize },
     /// A registration is deleted behind its owner's back, as by a wrongful verdict.
@@ -58,10 +78,34 @@ pub enum Fault {
         times: u32,
         apart: Duration,
     },
+    /// The master is killed, and then whoever is promoted after it, so many times, so long after the promotion: the process,
+    /// or MasterActor alone.
+    NewMasters {
+        times: u32,
+        after: Duration,
+        whole: bool,
+        down: Duration,
+    },
     /// Mastership is given up.
     StepDown { node: usize },
     /// SIGTERM; another process later.
     Drain { node: usize },
+    /// Two sides that do not hear each other, and one node that hears both.
+    Bridge {
+        bridge: usize,
+        side: Vec<usize>,
+        way: Way,
+        lasting: Duration,
+    },
+    /// The connections of a node are reset, so many times, so long apart: to the registry, or to the other nodes.
+    Resets {
+        node: usize,
+        registry: bool,
+        times: u32,
+        apart: Duration,
+    },
+    /// A node's wall clock jumps.
+    Clock { node: usize, by_ms: i64 },
     /// A slow link.
     Slow {
         a: usize,
@@ -71,12 +115,62 @@ pub enum Fault {
     },
 }
 
+impl Fault {
+    /// Its kind in this plan, for the count of faults; empty when it does nothing here, or is counted by what it sets off.
+    pub fn kind(&self, plan: &Plan) -> &'static str {
+        match self {
+            Self::Crash { .. } => "kill -9",
+            Self::PowerLoss { .. } => "power loss",
+            Self::Split { side, .. } if side.len() == plan.nodes => "",
+            Self::Split { side, .. } if side.len() * 2 == plan.nodes => EQUAL_HALVES,
+            Self::Split { .. } => "split",
+            Self::Bridge { .. } if plan.nodes < 3 => "",
+            Self::Bridge { .. } => "bridge node",
+            Self::OneWay { from, to, .. } if from == to => "",
+            Self::OneWay { .. } => "one-way cut",
+            Self::NoRegistry { .. } => "no registry",
+            Self::RegistryRestart { .. } if plan.disk.is_some() => {
+                "registry without power, then back on its data"
+            }
+            Self::RegistryDown { .. } | Self::RegistryRestart { .. } => {
+                "registry replaced by an empty one"
+            }
+            Self::Compact { .. } => "history compacted, watches behind",
+            Self::Misnews {
+                how: Misnews::Late, ..
+            } => "watch events late",
+            Self::Misnews {
+                how: Misnews::Again,
+                ..
+            } => "watch events repeated",
+            Self::Misnews {
+                how: Misnews::Missed,
+                ..
+            } => "watch events missing",
+            Self::LostReplies { .. } => "replies of transactions lost",
+            Self::Revoke { .. } => "lease revoked",
+            Self::Unregister { .. } => "registration deleted",
+            Self::NewGeneration => "new generation",
+            Self::Kill { .. } | Self::NewMasters { .. } | Self::Resets { .. } => "",
+            Self::StepDown { .. } => "step-down",
+            Self::Drain { .. } => "drain",
+            Self::Clock { .. } => "wall clock jumps",
+            Self::Slow { a, b, .. } if a == b => "",
+            Self::Slow { .. } => "slow link",
+        }
+    }
+}
+
 /// One run.
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub seed: u64,
     pub nodes: usize,
     pub make: Make,
+    /// The longest sync of the registry's disk; none when it keeps its data in memory.
+    pub disk: Option<Duration>,
+    /// How far each node's wall clock is off at the start, milliseconds.
+    pub clocks: Vec<i64>,
     pub latency: (Duration, Duration),
     /// How finely the world is cut: what is sent arrives at the next cut at the earliest.
     pub tick: Duration,
@@ -97,6 +191,9 @@ pub struct Plan {
 /// A node that was condemned by mistake waits for a second before it comes back.
 const AGREED_WITHIN: Duration = Duration::from_secs(4);
 
+/// Kinds of faults that are drawn, see [`fault`].
+const KINDS: u32 = 21;
+
 const ACTORS: [&str; 5] = ["registry", "transport", "discovery", "worker", "master"];
 
 fn ms(rng: &mut StdRng, from: u64, to: u64) -> Duration {
@@ -116,11 +213,11 @@ impl Plan {
         let nodes = [1, 2, 3, 3, 3, 4, 5, 5, 6, 7][rng.random_range(0..10)];
         let safety = ms(&mut rng, 5_000, 20_000);
         // A swarm: each kind of fault is in or out, and how many there are is drawn too.
-        let kinds: Vec<u32> = (0..13).filter(|_| rng.random_bool(0.5)).collect();
+        let kinds: Vec<u32> = (0..KINDS).filter(|_| rng.random_bool(0.5)).collect();
         let count = if kinds.is_empty() {
             0
         } else {
-            rng.random_range(1..=8)
+            rng.random_range(1..=10)
         };
         let mut at = Duration::ZERO;
         let mut faults: Vec<(Duration, Fault)> = (0..count)
@@ -139,7 +236,7 @@ impl Plan {
         // One run in four has one fault and nothing else, for what must happen in time or not at all.
         let single = rng.random_bool(0.25);
         if single {
-            let kind = rng.random_range(0..13);
+            let kind = rng.random_range(0..KINDS);
             faults = vec![(Duration::from_secs(4), alone(fault(kind, nodes, &mut rng)))];
         }
         let safety = if single {
@@ -172,6 +269,10 @@ impl Plan {
                 generator: rng.random_bool(0.7).then_some(every),
                 longest_job,
             },
+            disk: rng
+                .random_bool(0.6)
+                .then(|| Duration::from_micros(rng.random_range(200..=30_000))),
+            clocks: clocks(nodes, &mut rng),
             latency: (least, least + ms(&mut rng, 0, 30)),
             tick: Duration::from_millis([2, 5, 5, 5][rng.random_range(0..4)]),
             random_order: rng.random_bool(0.5),
@@ -209,10 +310,21 @@ impl Plan {
             | Fault::RegistryDown { .. }
             | Fault::Revoke { .. }
             | Fault::Unregister { .. }
+            | Fault::RegistryRestart { .. }
+            | Fault::Compact { .. }
+            | Fault::Misnews { .. }
+            | Fault::LostReplies { .. }
+            | Fault::Resets { .. }
+            | Fault::Clock { .. }
             | Fault::NewGeneration => true,
+            // Both sides are heard by the node between them.
+            Fault::Bridge { .. } => true,
             // The registry still carries challenges to the other side.
             Fault::Split { .. } => self.nodes == 2,
-            Fault::Crash { .. } | Fault::PowerLoss { .. } | Fault::Drain { .. } => false,
+            Fault::Crash { .. }
+            | Fault::PowerLoss { .. }
+            | Fault::NewMasters { .. }
+            | Fault::Drain { .. } => false,
         };
         self.single && self.faults.iter().all(|(_, fault)| harmless(fault))
     }
@@ -226,6 +338,8 @@ impl Plan {
                 | Fault::Kill { .. }
                 | Fault::Revoke { .. }
                 | Fault::Unregister { .. }
+                | Fault::Compact { .. }
+                | Fault::Clock { .. }
                 | Fault::NewGeneration
         );
         brief.then_some(*at + AGREED_WITHIN)
@@ -238,6 +352,7 @@ impl Plan {
                 fault,
                 Fault::PowerLoss { .. }
                     | Fault::OneWay { .. }
+                    | Fault::Bridge { way: Way::Drop, .. }
                     | Fault::Split { way: Way::Drop, .. }
             )
         })
@@ -254,6 +369,31 @@ fn alone(mut fault: Fault) -> Fault {
     fault
 }
 
+/// Most clocks are about right; some are minutes off, one in ten an hour.
+fn clocks(nodes: usize, rng: &mut StdRng) -> Vec<i64> {
+    (0..nodes)
+        .map(|_| match rng.random_range(0..10) {
+            0..5 => rng.random_range(-50..=50),
+            5..9 => rng.random_range(-300_000..=300_000),
+            _ => rng.random_range(-3_600_000..=3_600_000),
+        })
+        .collect()
+}
+
+/// One side of a split: of an even number of nodes every other time just half.
+fn side(nodes: usize, rng: &mut StdRng) -> Vec<usize> {
+    if nodes % 2 == 1 || rng.random_bool(0.5) {
+        return some(nodes, rng);
+    }
+    let mut all: Vec<usize> = (0..nodes).collect();
+    for at in (1..nodes).rev() {
+        all.swap(at, rng.random_range(0..=at));
+    }
+    all.truncate(nodes / 2);
+    all.sort_unstable();
+    all
+}
+
 fn some(nodes: usize, rng: &mut StdRng) -> Vec<usize> {
     let mut side: Vec<usize> = (0..nodes).filter(|_| rng.random_bool(0.4)).collect();
     if side.is_empty() {
@@ -264,7 +404,8 @@ fn some(nodes: usize, rng: &mut StdRng) -> Vec<usize> {
 
 fn fault(kind: u32, nodes: usize, rng: &mut StdRng) -> Fault {
     let node = rng.random_range(0..nodes);
-    let other = (node + 1 + rng.random_range(0..nodes)) % nodes;
+    // Another one, if there is any.
+    let other = (node + rng.random_range(1..nodes.max(2))) % nodes;
     let way = if rng.random_bool(0.5) {
         Way::Hold
     } else {
@@ -276,7 +417,7 @@ fn fault(kind: u32, nodes: usize, rng: &mut StdRng) -> Fault {
         0 => Fault::Crash { node, down },
         1 => Fault::PowerLoss { node, down },
         2 => Fault::Split {
-            side: some(nodes, rng),
+            side: side(nodes, rng),
             way,
             lasting,
         },
@@ -315,6 +456,44 @@ fn fault(kind: u32, nodes: usize, rng: &mut StdRng) -> Fault {
         9 => Fault::Drain { node },
         10 => Fault::Unregister { node },
         11 => Fault::NewGeneration,
+        12 => Fault::RegistryRestart { lasting },
+        13 => Fault::Compact {
+            behind: span(rng, 2_000),
+        },
+        14 => Fault::Misnews {
+            how: [Misnews::Late, Misnews::Again, Misnews::Missed][rng.random_range(0..3)],
+            lasting,
+        },
+        15 => Fault::LostReplies {
+            share: rng.random_range(5..=60),
+            lasting,
+        },
+        16 => Fault::NewMasters {
+            times: rng.random_range(1..=3),
+            after: span(rng, 200),
+            whole: rng.random_bool(0.6),
+            down,
+        },
+        17 => Fault::Bridge {
+            bridge: node,
+            side: some(nodes, rng),
+            way,
+            lasting,
+        },
+        18 => Fault::Resets {
+            node,
+            registry: rng.random_bool(0.3),
+            times: rng.random_range(1..=12),
+            apart: span(rng, 600),
+        },
+        19 => Fault::Clock {
+            node,
+            by_ms: if rng.random_bool(0.5) {
+                rng.random_range(-10_000..=10_000)
+            } else {
+                rng.random_range(-3_600_000..=3_600_000)
+            },
+        },
         _ => Fault::Slow {
             a: node,
             b: other,

@@ -1,16 +1,20 @@
 //! The machine of the registry, and the witness beside it that writes its history into the trace and plays the operator.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream;
 use rand::RngExt;
+use rand::rngs::StdRng;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use troupe_actors::chance;
-use troupe_actors::registry::embedded::{Config, Limits, Service};
+use troupe_actors::registry::embedded::trouble::{News, Reply, Trouble};
+use troupe_actors::registry::embedded::{Config, Limits, Platter, Service};
 use troupe_actors::registry::etcd::EtcdBackend;
 use troupe_actors::registry::{
     Backend, Change, Kv, Listing, Op, RegistryError, Stamp, Timeouts, Txn, WatchStream,
@@ -18,10 +22,12 @@ use troupe_actors::registry::{
 use turmoil::net::TcpListener;
 
 use crate::net::{self, Served};
+use crate::plan::Misnews;
 use crate::stage::{Order, Shared, note, wall_ms};
 
-/// The embedded registry's server, as production serves it; a new life has a new, empty store.
-pub async fn serve(stage: Shared) -> turmoil::Result {
+/// The embedded registry's server, as production serves it. Without a disk (`slowest` is the longest sync of one), or when its
+/// data is gone, a new life has a new, empty store.
+pub async fn serve(stage: Shared, slowest: Option<Duration>) -> turmoil::Result {
     stage.borrow_mut().enter("registry");
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 2379)).await?;
     let config = Config {
@@ -30,16 +36,26 @@ pub async fn serve(stage: Shared) -> turmoil::Result {
         progress: Duration::from_secs(5),
         limits: Limits::default(),
     };
-    note(
-        &stage,
-        "sim.serving",
-        &[("revision", config.start_revision.to_string())],
-    );
+    let kept = stage.borrow().platter.clone();
+    if kept.is_some() {
+        note(&stage, "sim.resumed", &[]);
+    } else {
+        let revision = config.start_revision.to_string();
+        note(&stage, "sim.serving", &[("revision", revision)]);
+    }
+    let platter = kept.or_else(|| {
+        let new = |slowest| Platter::new(config.cluster_id, config.start_revision, slowest);
+        slowest.map(new)
+    });
+    let service = match &platter {
+        Some(platter) => Service::on_platter(config, platter),
+        None => Service::new(config, None),
+    };
+    stage.borrow_mut().platter = platter;
     let incoming = stream::unfold(listener, |listener| async move {
         let accepted = listener.accept().await;
         Some((accepted.map(|(stream, _)| Served(stream)), listener))
     });
-    let service = Service::new(config, None);
     service
         .serve(incoming, std::future::pending::<()>())
         .await?;
@@ -73,6 +89,77 @@ pub async fn witness(stage: Shared) -> turmoil::Result {
     }
 }
 
+/// Puts what nobody cares for; answers the revision.
+async fn touch(backend: &EtcdBackend) -> Option<i64> {
+    let put = Txn {
+        then: vec![Op::Put {
+            key: "/elsewhere".to_owned(),
+            value: Bytes::new(),
+            lease: 0,
+        }],
+        ..Txn::default()
+    };
+    // The registry may be away: then there is no news.
+    backend.txn(put).await.ok().map(|done| done.stamp.revision)
+}
+
+/// As an operator does, or etcd by itself: nothing before now is kept. Two writes more, so that whoever is behind is behind that.
+async fn compact(backend: &EtcdBackend) {
+    touch(backend).await;
+    if let Some(revision) = touch(backend).await {
+        // The registry may be away: then nothing is dropped.
+        backend.compact(revision).await.ok();
+    }
+}
+
+/// How the registry wrongs its clients at the moment.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Mood {
+    /// Of a hundred transactions that write, so many are not answered.
+    pub lost_replies: u32,
+    /// What becomes of news.
+    pub news: Option<Misnews>,
+}
+
+/// Follows the mood; what the witness hears is always true.
+pub struct Moody {
+    pub mood: Rc<Cell<Mood>>,
+    pub rng: StdRng,
+    pub stage: Shared,
+}
+
+impl Trouble for Moody {
+    fn reply(&mut self) -> Reply {
+        let share = self.mood.get().lost_replies;
+        if share == 0 || self.rng.random_range(0..100) >= share {
+            return Reply::Given;
+        }
+        let reply = match self.rng.random_range(0..4) {
+            0 => Reply::LostBefore,
+            1 => Reply::Late(Duration::from_millis(self.rng.random_range(1..2000))),
+            _ => Reply::LostAfter,
+        };
+        let done = (reply == Reply::LostAfter).to_string();
+        let how = format!("{reply:?}");
+        note(&self.stage, "sim.unknown", &[("done", done), ("how", how)]);
+        reply
+    }
+
+    fn news(&mut self, key: &[u8]) -> News {
+        let Some(how) = self.mood.get().news.filter(|_| key != b"/") else {
+            return News::Told;
+        };
+        match how {
+            Misnews::Late => News::Held,
+            Misnews::Again if self.rng.random_bool(0.5) => {
+                News::Again(self.rng.random_range(1..=5))
+            }
+            Misnews::Missed if self.rng.random_bool(0.3) => News::Missed,
+            Misnews::Again | Misnews::Missed => News::Told,
+        }
+    }
+}
+
 struct Seen {
     stage: Shared,
     keys: BTreeMap<String, Kv>,
@@ -102,6 +189,8 @@ impl Seen {
                     Some(Order::Revoke(node)) => self.revoke(backend, &node).await,
                     Some(Order::Renew) => self.renew(backend).await,
                     Some(Order::Unregister(node)) => self.unregister(backend, &node).await,
+                    Some(Order::Compact) => compact(backend).await,
+                    Some(Order::Touch) => drop(touch(backend).await),
                     Some(_) => {}
                     None => return Ok(()),
                 }
@@ -173,10 +262,7 @@ impl Seen {
             }
         }
         for key in gone {
-            self.changed(Change::Delete {
-                key,
-                revision: listing.stamp.revision,
-            });
+            self.delete(key, listing.stamp.revision, true);
         }
         self.stamp = listing.stamp;
     }
@@ -184,12 +270,19 @@ impl Seen {
     fn changed(&mut self, change: Change) {
         match change {
             Change::Put(kv) => self.put(kv, false),
-            Change::Delete { key, revision } => {
-                self.keys.remove(&key);
-                let fields = [("key", key), ("revision", revision.to_string())];
-                note(&self.stage, "sim.delete", &fields);
-            }
+            Change::Delete { key, revision } => self.delete(key, revision, false),
         }
+    }
+
+    /// `listed`: it is only known to be gone by this revision.
+    fn delete(&mut self, key: String, revision: i64, listed: bool) {
+        self.keys.remove(&key);
+        let fields = [
+            ("key", key),
+            ("revision", revision.to_string()),
+            ("listed", listed.to_string()),
+        ];
+        note(&self.stage, "sim.delete", &fields);
     }
 
     fn put(&mut self, kv: Kv, listed: bool) {

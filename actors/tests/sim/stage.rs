@@ -1,20 +1,31 @@
 //! What the simulated machines and the world that drives them share: the trace, who runs where, what each node sees.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::runtime::Handle;
+use tokio::runtime::{Handle, Id};
 use tokio::sync::mpsc::UnboundedSender;
 use troupe_actors::cluster::Cluster;
 use troupe_actors::id::{NodeId, TaskId};
+use troupe_actors::registry::embedded::Platter;
 use troupe_actors::supervisor::How;
 use troupe_actors::testkit::trace::Record;
 
 /// Every wall clock of a run begins here, unix seconds: a moment like any other.
 pub const EPOCH_SECONDS: u64 = 1_800_000_000;
+
+/// What a client asks of a task.
+#[derive(Clone, Debug)]
+pub enum Ask {
+    /// Accept it, with this input, once more.
+    Submit(String),
+    Read,
+    Cancel,
+    Retry,
+}
 
 /// What the world asks of a machine.
 #[derive(Clone, Debug)]
@@ -23,6 +34,8 @@ pub enum Order {
     Submit(TaskId, String, bool),
     /// Look up this task; answered by `sim.task`.
     Look(TaskId),
+    /// A client's call, by its number; told of by `sim.called` and `sim.returned`.
+    Call(u64, Ask, TaskId),
     /// Break an actor.
     Kill(&'static str, How),
     /// Give up mastership.
@@ -35,6 +48,10 @@ pub enum Order {
     Renew,
     /// Delete a node's registration behind its back (the witness does it).
     Unregister(String),
+    /// Drop all of the registry's history (the witness does it).
+    Compact,
+    /// Put a key that nobody cares for, so that there is news (the witness does it).
+    Touch,
 }
 
 /// One machine.
@@ -59,6 +76,8 @@ pub struct Seat {
 pub struct Stage {
     pub trace: Vec<Record>,
     pub seats: BTreeMap<String, Seat>,
+    /// What the registry keeps when its process ends; none when it is in memory, or begins.
+    pub platter: Option<Platter>,
     places: BTreeMap<String, (String, u32)>,
     now: Duration,
     /// Whose code runs while the world, not a runtime, runs it (a process is torn down).
@@ -76,6 +95,8 @@ impl Stage {
         seat.ended = None;
         seat.up = true;
         let place = (node.to_owned(), seat.life);
+        CLOCKS
+            .with_borrow_mut(|clocks| clocks.runs.insert(Handle::current().id(), node.to_owned()));
         self.places
             .insert(Handle::current().id().to_string(), place);
         seat.life
@@ -136,8 +157,35 @@ pub fn note(stage: &Shared, event: &str, fields: &[(&str, String)]) {
     stage.borrow_mut().note(event.to_owned(), fields);
 }
 
-/// The simulated wall clock, unix ms.
+/// Wall clocks of machines.
+#[derive(Default)]
+struct Clocks {
+    /// Which machine a runtime is.
+    runs: HashMap<Id, String>,
+    /// How far each is off, milliseconds.
+    off: BTreeMap<String, i64>,
+}
+
+thread_local! {
+    static CLOCKS: RefCell<Clocks> = RefCell::default();
+}
+
+/// From now on this machine's wall clock is so many milliseconds off.
+pub fn set_clock(node: &str, off: i64) {
+    CLOCKS.with_borrow_mut(|clocks| clocks.off.insert(node.to_owned(), off));
+}
+
+/// Every clock is right, and of no machine.
+pub fn forget_clocks() {
+    CLOCKS.set(Clocks::default());
+}
+
+/// The simulated wall clock of the machine that asks, unix ms.
 pub fn wall_ms() -> u64 {
     let since = turmoil::since_epoch().unwrap_or(Duration::from_secs(EPOCH_SECONDS));
-    u64::try_from(since.as_millis()).unwrap_or(0)
+    let right = u64::try_from(since.as_millis()).unwrap_or(0);
+    let off = Handle::try_current().ok().and_then(|handle| {
+        CLOCKS.with_borrow(|clocks| clocks.off.get(clocks.runs.get(&handle.id())?).copied())
+    });
+    right.saturating_add_signed(off.unwrap_or(0))
 }

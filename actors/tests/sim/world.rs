@@ -1,23 +1,34 @@
 //! The world of one run: machines, links, the plan's faults, and the checks after every step.
 
+mod faults;
+mod load;
+mod prompt;
+
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::rc::Rc;
 use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use troupe_actors::cluster::MemberState;
 use troupe_actors::id::{NodeId, TaskId};
+use troupe_actors::registry::embedded::trouble;
 use troupe_actors::supervisor::How;
 use troupe_actors::testkit::capture::capture;
+use troupe_actors::testkit::coverage::Coverage;
 use troupe_actors::testkit::invariants::{Invariants, Terms, Violation};
 use troupe_actors::testkit::trace::Record;
 use troupe_actors::{chance, time};
 use turmoil::{Builder, Sim};
 
-use crate::plan::{Fault, Plan, Way};
-use crate::stage::{EPOCH_SECONDS, Order, Shared, wall_ms};
+use crate::plan::{Fault, Plan};
+use crate::registry::{Mood, Moody};
+use crate::stage::{self, EPOCH_SECONDS, Order, Shared, wall_ms};
 use crate::{net, node, registry};
+use load::Load;
+use prompt::{GONE_AFTER_DRAIN, Prompt};
 
 /// How long all nodes may take to agree once nothing is wrong. The longest wait there is: 60 s of doubling for a node that
 /// was condemned again and again, and a session that stays stuck until its idle time is over.
@@ -32,8 +43,8 @@ const CALM: Duration = Duration::from_secs(25);
 const GONE_AFTER_KILL: Duration = Duration::from_millis(900);
 /// …and by silence: suspicion, probe, challenge.
 const GONE_AFTER_POWER_LOSS: Duration = Duration::from_secs(5);
-/// A drained node's registration is gone when it ends; the witness hears of it a little later.
-const GONE_AFTER_DRAIN: Duration = Duration::from_millis(200);
+/// A death must be seen in time if nothing else was wrong for this long before.
+const CALM_BEFORE: Duration = Duration::from_secs(7);
 /// How long an attempt may be with a worker beyond the time its job takes.
 const LEASE_SLACK: Duration = Duration::from_secs(3);
 
@@ -45,10 +56,8 @@ pub struct Outcome {
     pub plan: Plan,
     pub trace: Vec<Record>,
     pub violation: Option<Violation>,
-    pub counts: BTreeMap<String, u64>,
+    pub coverage: Coverage,
     pub simulated: Duration,
-    /// From the end of the faults to agreement.
-    pub settled_after: Option<Duration>,
 }
 
 /// Something to do at a time.
@@ -58,10 +67,24 @@ enum Act {
     End(usize, Fault),
     Start(String),
     Kill(usize, &'static str, How),
+    /// The registry drops its history.
+    Compact,
+    /// Connections of this node are reset: those to the registry, or to the others.
+    Reset(usize, bool),
+    /// This process ends, or its MasterActor.
+    Strike(String, u32, bool, Duration),
     /// By now this identity must not be registered any more.
     MustBeGone(NodeId, &'static str),
+    /// So must this one, if nothing else was wrong since this time.
+    MustBeGoneUnless(NodeId, &'static str, Duration),
+    /// The generation is made anew once more, while all are busy with the one before.
+    RenewAgain,
     /// By now all must agree.
     MustAgree,
+    /// By now this incarnation has answered a challenge, if it could.
+    MustAnswer(i64),
+    /// Somebody calls this node, whatever stands there.
+    Call(String),
 }
 
 struct World<'a> {
@@ -69,6 +92,7 @@ struct World<'a> {
     stage: Shared,
     plan: Plan,
     invariants: Invariants,
+    coverage: Coverage,
     due: BTreeMap<(Duration, u64), Act>,
     made: u64,
     /// Faults of links that last, by number.
@@ -76,6 +100,11 @@ struct World<'a> {
     cut: BTreeMap<(String, String), Link>,
     read: usize,
     rng: StdRng,
+    load: Load,
+    prompt: Prompt,
+    mood: Rc<Cell<Mood>>,
+    clocks: Vec<i64>,
+    aim: Option<faults::Aim>,
 }
 
 /// How a pair of machines stands.
@@ -96,24 +125,24 @@ pub fn run(plan: Plan) -> Outcome {
     let stage = Shared::default();
     prepare(&plan, &stage);
     let mut world = World::new(plan, stage.clone());
-    let mut settled_after = None;
-    let result = world.play(&mut settled_after);
+    let result = world.play();
     let (plan, simulated) = (world.plan.clone(), world.sim.elapsed());
-    let counts = world.invariants.counts().clone();
+    let coverage = world.coverage.clone();
     // What is torn down says nothing that counts.
     capture(None);
     drop(world);
     chance::seed(None);
     time::simulate_wall(None);
+    trouble::make(None);
     net::forget_all();
+    stage::forget_clocks();
     let trace = std::mem::take(&mut stage.borrow_mut().trace);
     Outcome {
         plan,
         trace,
         violation: result.err(),
-        counts,
+        coverage,
         simulated,
-        settled_after,
     }
 }
 
@@ -122,6 +151,10 @@ fn prepare(plan: &Plan, stage: &Shared) {
     chance::seed(Some(plan.seed));
     time::simulate_wall(Some(wall_ms));
     net::forget_all();
+    stage::forget_clocks();
+    for (node, off) in plan.clocks.iter().enumerate() {
+        stage::set_clock(&name(node), *off);
+    }
     let stage = stage.clone();
     capture(Some(Box::new(move |event, fields| {
         // Said while the stage itself is being changed: nothing of a node runs then.
@@ -146,8 +179,14 @@ impl World<'_> {
             builder.enable_random_order();
         }
         let mut sim = builder.build();
-        let on = stage.clone();
-        sim.host("registry", move || registry::serve(on.clone()));
+        let (on, disk) = (stage.clone(), plan.disk);
+        sim.host("registry", move || registry::serve(on.clone(), disk));
+        let mood = Rc::new(Cell::new(Mood::default()));
+        trouble::make(Some(Box::new(Moody {
+            mood: mood.clone(),
+            rng: StdRng::seed_from_u64(plan.seed.rotate_left(32)),
+            stage: stage.clone(),
+        })));
         let on = stage.clone();
         sim.host("witness", move || registry::witness(on.clone()));
         let mut due = BTreeMap::new();
@@ -165,26 +204,30 @@ impl World<'_> {
             sim,
             stage,
             invariants: Invariants::new(terms),
+            coverage: Coverage::default(),
             due,
             made: 1000,
             links: BTreeMap::new(),
             cut: BTreeMap::new(),
             read: 0,
+            load: Load::default(),
+            prompt: Prompt::default(),
             rng: StdRng::seed_from_u64(!plan.seed),
+            mood,
+            clocks: plan.clocks.clone(),
+            aim: None,
             plan,
         }
     }
 
-    fn play(&mut self, settled_after: &mut Option<Duration>) -> Result<(), Violation> {
+    fn play(&mut self) -> Result<(), Violation> {
         // Forming is a phase of its own: starting is a fault like any other to those who are there.
         let latest = self.plan.starts.iter().max().copied().unwrap_or_default();
         self.for_time(latest + Duration::from_millis(10))?;
         self.settle()?;
         self.fault_phase()?;
         self.end_faults()?;
-        let began = self.sim.elapsed();
         self.settle()?;
-        *settled_after = Some(self.sim.elapsed().saturating_sub(began));
         if self.plan.loses_segments() {
             // A stream that lost a segment looks well until its idle time is over.
             self.for_time(STUCK)?;
@@ -218,12 +261,13 @@ impl World<'_> {
         while self.sim.elapsed() < began + self.plan.safety {
             while let Some((_, node)) = submits.next_if(|(at, _)| began + *at <= self.sim.elapsed())
             {
-                let number = self.rng.random_range(30..60).to_string();
+                let number = self.input();
                 // To the node that leads as often as to any.
                 let master = self.master().filter(|_| self.rng.random_bool(0.5));
                 let durable = self.rng.random_bool(0.6);
                 self.submit(&master.unwrap_or(name(node)), number, durable);
             }
+            self.clients();
             self.step()?;
         }
         Ok(())
@@ -231,6 +275,7 @@ impl World<'_> {
 
     /// Everything that was broken is mended now, and what is down comes up.
     fn end_faults(&mut self) -> Result<(), Violation> {
+        self.aim = None;
         let open: Vec<Act> = std::mem::take(&mut self.due).into_values().collect();
         for act in open {
             if matches!(act, Act::End(..) | Act::Start(_)) {
@@ -243,6 +288,9 @@ impl World<'_> {
     fn submit(&mut self, node: &str, input: String, durable: bool) -> TaskId {
         let ms = EPOCH_SECONDS * 1000 + self.sim.elapsed().as_millis() as u64;
         let id = TaskId::new(ms, &mut self.rng);
+        if durable {
+            self.remember(id, &input);
+        }
         let order = Order::Submit(id, input, durable);
         self.stage.borrow().order(node, order);
         id
@@ -277,10 +325,16 @@ impl World<'_> {
     }
 
     fn check(&mut self) -> Result<(), Violation> {
-        let stage = self.stage.borrow();
+        let stage = Rc::clone(&self.stage);
+        let stage = stage.borrow();
         for record in &stage.trace[self.read..] {
+            if record.event == "master.promoted" {
+                self.promoted(&record.node, record.life);
+            }
+            self.coverage.observe(record);
             self.invariants.observe(record)?;
             unplanned(record)?;
+            self.expect_answer(record);
             if record.event == "peer.condemned" && self.plan.is_harmless() {
                 let what = format!(
                     "{} was condemned though it lives and is heard by others: {}",
@@ -310,19 +364,59 @@ impl World<'_> {
         match act {
             Act::Begin(n, fault) => {
                 let what = format!("{fault:?}");
-                self.world("sim.fault", &[("what", &what)]);
+                let kind = fault.kind(&self.plan);
+                self.trouble(&fault);
+                self.world("sim.fault", &[("what", &what), ("kind", kind)]);
                 self.begin(n, fault);
             }
             Act::End(n, fault) => {
                 let what = format!("{fault:?}");
+                self.trouble(&fault);
                 self.world("sim.healed", &[("what", &what)]);
                 self.end(n, &fault);
             }
-            Act::Start(node) => self.start(&node),
+            Act::Start(node) => {
+                let whom = if node == "registry" {
+                    self.all_nodes()
+                } else {
+                    vec![node.clone()]
+                };
+                self.troubled(whom);
+                self.start(&node);
+            }
+            Act::Compact => self.stage.borrow().order("witness", Order::Compact),
+            Act::Reset(node, registry) => {
+                let machine = name(node);
+                let what = [
+                    ("what", "its connections are reset"),
+                    ("kind", "connections reset"),
+                    ("machine", &machine),
+                ];
+                self.world("sim.fault", &what);
+                self.troubled(vec![machine.clone()]);
+                self.reset(node, registry);
+            }
+            Act::Strike(node, life, whole, down) => {
+                let lives = self.stage.borrow().seats.get(&node).map(|seat| seat.life);
+                if lives == Some(life) {
+                    self.strike(&node, whole, down);
+                }
+            }
+            Act::MustAnswer(incarnation) => self.must_answer(incarnation),
+            Act::Call(node) => self.call_into(&node),
             Act::MustAgree => {
                 if let Some(why) = self.unsettled() {
                     let what = format!("not agreed in time: {why}");
                     self.world("sim.late", &[("what", &what)]);
+                }
+            }
+            Act::RenewAgain => {
+                self.troubled(self.all_nodes());
+                self.stage.borrow().order("witness", Order::Renew);
+            }
+            Act::MustBeGoneUnless(id, why, since) => {
+                if self.prompt.only_one_fault_since(since) {
+                    self.act(Act::MustBeGone(id, why));
                 }
             }
             Act::MustBeGone(id, why) => {
@@ -340,158 +434,22 @@ impl World<'_> {
                 let node = name(node);
                 self.world(
                     "sim.fault",
-                    &[("what", "an actor is killed"), ("machine", &node)],
+                    &[
+                        ("what", "an actor is killed"),
+                        ("kind", "an actor killed"),
+                        ("machine", &node),
+                    ],
                 );
+                self.troubled(vec![node.clone()]);
                 self.stage.borrow().order(&node, Order::Kill(actor, how));
-            }
-        }
-    }
-
-    fn begin(&mut self, n: usize, fault: Fault) {
-        let now = self.sim.elapsed();
-        match &fault {
-            Fault::Crash { node, down } => {
-                self.expect_gone(*node, GONE_AFTER_KILL, "was killed");
-                self.crash(&name(*node));
-                self.plan_act(now + *down, Act::Start(name(*node)));
-            }
-            Fault::PowerLoss { node, down } => {
-                self.expect_gone(*node, GONE_AFTER_POWER_LOSS, "lost its power");
-                self.links.insert(n, fault.clone());
-                self.set_links();
-                self.crash(&name(*node));
-                self.plan_act(now + *down, Act::End(n, fault.clone()));
-                self.plan_act(now + *down, Act::Start(name(*node)));
-            }
-            Fault::Split { lasting, .. }
-            | Fault::OneWay { lasting, .. }
-            | Fault::NoRegistry { lasting, .. }
-            | Fault::Slow { lasting, .. } => {
-                self.links.insert(n, fault.clone());
-                self.plan_act(now + *lasting, Act::End(n, fault.clone()));
-                self.set_links();
-            }
-            Fault::RegistryDown { lasting } => {
-                self.crash("registry");
-                self.plan_act(now + *lasting, Act::Start("registry".to_owned()));
-            }
-            Fault::Revoke { node } => {
-                let order = Order::Revoke(name(*node));
-                self.stage.borrow().order("witness", order);
-            }
-            Fault::NewGeneration => self.stage.borrow().order("witness", Order::Renew),
-            Fault::Unregister { node } => {
-                let order = Order::Unregister(name(*node));
-                self.stage.borrow().order("witness", order);
-            }
-            Fault::Kill {
-                node,
-                actor,
-                how,
-                times,
-                apart,
-            } => {
-                for n in 0..*times {
-                    let act = Act::Kill(*node, actor, *how);
-                    self.plan_act(now + *apart * n, act);
-                }
-            }
-            Fault::StepDown { node } => self.stage.borrow().order(&name(*node), Order::StepDown),
-            Fault::Drain { node } => self.stage.borrow().order(&name(*node), Order::Drain),
-        }
-    }
-
-    /// Nothing else is wrong, so its death must be seen in time, by whoever else there is.
-    fn expect_gone(&mut self, node: usize, within: Duration, why: &'static str) {
-        let id = {
-            let stage = self.stage.borrow();
-            let seat = stage.seats.get(&name(node));
-            seat.filter(|seat| seat.up).map(|seat| seat.id)
-        };
-        if let Some(id) = id.filter(|_| self.plan.single && self.plan.nodes > 1) {
-            let at = self.sim.elapsed() + within;
-            self.plan_act(at, Act::MustBeGone(id, why));
-        }
-    }
-
-    fn end(&mut self, n: usize, fault: &Fault) {
-        self.links.remove(&n);
-        if let Fault::Slow { a, b, .. } = fault {
-            self.slow(*a, *b, self.plan.latency.1);
-        }
-        self.set_links();
-    }
-
-    fn slow(&mut self, a: usize, b: usize, by: Duration) {
-        if a != b {
-            self.sim.set_link_max_message_latency(name(a), name(b), by);
-        }
-    }
-
-    /// Puts every link into the state that the faults of now amount to.
-    fn set_links(&mut self) {
-        let mut wanted: BTreeMap<(String, String), Link> = BTreeMap::new();
-        let mut slow = Vec::new();
-        for fault in self.links.values() {
-            for (a, b, link) in links_of(fault, self.plan.nodes) {
-                let pair = (a.clone().min(b.clone()), a.max(b));
-                let entry = wanted.entry(pair).or_insert(Link::Fine);
-                *entry = (*entry).max(link);
-            }
-            if let Fault::Slow { a, b, by, .. } = fault {
-                slow.push((*a, *b, *by));
-            }
-        }
-        for (a, b, by) in slow {
-            self.slow(a, b, by);
-        }
-        let pairs: BTreeSet<_> = wanted.keys().chain(self.cut.keys()).cloned().collect();
-        for pair in pairs {
-            let is = self.cut.get(&pair).copied().unwrap_or(Link::Fine);
-            let to = wanted.get(&pair).copied().unwrap_or(Link::Fine);
-            if is != to {
-                self.set_link(&pair, to);
-                self.cut.insert(pair, to);
-            }
-        }
-    }
-
-    fn set_link(&mut self, (a, b): &(String, String), to: Link) {
-        let (a, b) = (a.as_str(), b.as_str());
-        let (one, other) = (self.one_way(a, b), self.one_way(b, a));
-        net::set_cut(
-            a,
-            b,
-            matches!(to, Link::Drop | Link::Hold) || (to == Link::OneWay && one),
-        );
-        net::set_cut(
-            b,
-            a,
-            matches!(to, Link::Drop | Link::Hold) || (to == Link::OneWay && other),
-        );
-        match to {
-            Link::Fine => {
-                self.sim.repair(a, b);
-                self.sim.release(a, b);
-            }
-            Link::Hold => self.sim.hold(a, b),
-            Link::Drop => self.sim.partition(a, b),
-            Link::OneWay => {
-                self.sim.release(a, b);
-                if one {
-                    self.sim.partition_oneway(a, b);
-                }
-                if other {
-                    self.sim.partition_oneway(b, a);
+                if actor == "master" {
+                    for ms in [8, 25] {
+                        let at = self.sim.elapsed() + Duration::from_millis(ms);
+                        self.plan_act(at, Act::Call(node.clone()));
+                    }
                 }
             }
         }
-    }
-
-    fn one_way(&self, a: &str, b: &str) -> bool {
-        self.links.values().any(|fault| {
-            matches!(fault, Fault::OneWay { from, to, .. } if name(*from) == a && name(*to) == b)
-        })
     }
 
     fn crash(&mut self, host: &str) {
@@ -553,7 +511,8 @@ impl World<'_> {
                 let seat = &stage.seats[&node];
                 (seat.id, seat.ended.clone().unwrap_or_default())
             };
-            if why == "drained" && self.plan.single {
+            let well = self.plan.single || self.was_well(&node, now);
+            if why == "drained" && well {
                 self.plan_act(now + GONE_AFTER_DRAIN, Act::MustBeGone(id, "was drained"));
             }
             self.crash(&node);
@@ -564,8 +523,10 @@ impl World<'_> {
     // --- liveness ------------------------------------------------------------------------------------------------------
 
     fn settle(&mut self) -> Result<(), Violation> {
-        let until = self.sim.elapsed() + SETTLED_WITHIN;
+        let began = self.sim.elapsed();
+        let until = began + SETTLED_WITHIN;
         while let Some(why) = self.unsettled() {
+            self.must_be_so_by_now(began)?;
             if self.sim.elapsed() > until {
                 self.world("sim.unsettled", &[("what", &why)]);
                 return self.check();
@@ -725,7 +686,9 @@ impl World<'_> {
                 let mut lost = None;
                 for answer in answers {
                     match answer.get("state") {
-                        "done" | "failed" | "dead" => open.retain(|id| id != answer.get("task")),
+                        "done" | "failed" | "dead" | "cancelled" => {
+                            open.retain(|id| id != answer.get("task"))
+                        }
                         "not known" => lost = Some(answer.get("task").to_owned()),
                         _ => {}
                     }
@@ -771,39 +734,6 @@ impl World<'_> {
         let mut seats = stage.seats.iter();
         let leads = seats.find(|(_, s)| s.up && s.picture.as_ref().is_some_and(|p| p.leading));
         leads.map(|(node, _)| node.clone())
-    }
-}
-
-/// The links that a fault concerns, and how.
-fn links_of(fault: &Fault, nodes: usize) -> Vec<(String, String, Link)> {
-    let state = |way: Way| match way {
-        Way::Hold => Link::Hold,
-        Way::Drop => Link::Drop,
-    };
-    match fault {
-        Fault::PowerLoss { node, .. } => (0..nodes)
-            .filter(|other| other != node)
-            .map(name)
-            .chain(["registry".to_owned()])
-            .map(|other| (name(*node), other, Link::Drop))
-            .collect(),
-        Fault::Split { side, way, .. } => {
-            let mut links = Vec::new();
-            for a in side {
-                for b in (0..nodes).filter(|b| !side.contains(b)) {
-                    links.push((name(*a), name(b), state(*way)));
-                }
-            }
-            links
-        }
-        Fault::OneWay { from, to, .. } if from != to => {
-            vec![(name(*from), name(*to), Link::OneWay)]
-        }
-        Fault::NoRegistry { nodes, way, .. } => {
-            let to = |n: &usize| (name(*n), "registry".to_owned(), state(*way));
-            nodes.iter().map(to).collect()
-        }
-        _ => Vec::new(),
     }
 }
 

@@ -84,6 +84,8 @@ impl DiscoveryActor {
             return;
         }
         let address = peer.registered.registration.address();
+        // At once, for a verdict waits for it; what a dial finds corrects it.
+        self.send(from, answer(&probe, Finding::Silent));
         let look = self.seed.transport.dial.send(Dial { address });
         ctx.spawn(look.into_actor(self).map(move |outcome, act, _| {
             let finding = match outcome {
@@ -91,7 +93,7 @@ impl DiscoveryActor {
                     id, incarnation, ..
                 }) if id == probe.target && incarnation == probe.incarnation => Finding::Heard,
                 Ok(DialOutcome::Refused) => Finding::Refused,
-                _ => Finding::Silent,
+                _ => return,
             };
             act.send(from, answer(&probe, finding));
         }));

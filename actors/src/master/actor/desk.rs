@@ -15,6 +15,7 @@ use crate::master::{
     AwaitTasks, CancelTask, ChangeError, Ended, GetTask, ListTasks, RetryTask, Submission, Submit,
     SubmitAndWait, SubmitError, Submitted, Taken, TaskView,
 };
+use crate::planted;
 use crate::time::unix_ms;
 use crate::wire::TaskSpec;
 
@@ -46,10 +47,10 @@ impl MasterActor {
         wait: Option<oneshot::Sender<Vec<Ended>>>,
         ctx: &mut Context<Self>,
     ) -> Answers {
-        let mut proposed = BTreeSet::new();
+        let (mut proposed, mut recalled) = (BTreeSet::new(), BTreeSet::new());
         let answers: Vec<_> = submissions
             .into_iter()
-            .map(|s| self.submit(s, &mut proposed))
+            .map(|s| self.submit(s, &mut proposed, &mut recalled))
             .collect();
         if let Some(tell) = wait {
             // Before anything of it can end.
@@ -61,14 +62,25 @@ impl MasterActor {
             reign.write(now());
         }
         let waits = self.segments_of(&proposed);
+        // How a durable task stands that was accepted before is a read: another may lead and know better.
+        let sure = (!recalled.is_empty()).then(|| self.confirm(ctx));
         self.turn(ctx);
-        if waits.is_empty() {
+        let early = planted::is("acknowledged-before-commit");
+        if early || (waits.is_empty() && sure.is_none()) {
             return Box::pin(actix::fut::ready(answers));
         }
         let within = self.seed.settings.commit_timeout;
         let settled = async move {
             let deadline = tokio::time::Instant::now() + within;
             let mut fates = BTreeMap::new();
+            if let Some(sure) = sure {
+                let doubt = match tokio::time::timeout_at(deadline, sure).await {
+                    Ok(Ok(Some(true))) => None,
+                    Ok(Ok(Some(false)) | Err(_)) => Some(SubmitError::NotMaster),
+                    Ok(Ok(None)) | Err(_) => Some(SubmitError::Unknown),
+                };
+                fates.extend(recalled.into_iter().map(|task| (task, doubt.clone())));
+            }
             for (told, tasks) in waits {
                 let fate = match tokio::time::timeout_at(deadline, told).await {
                     Ok(Ok(Fate::Recorded)) => None,
@@ -110,6 +122,7 @@ impl MasterActor {
         &mut self,
         submission: Submission,
         proposed: &mut BTreeSet<TaskId>,
+        recalled: &mut BTreeSet<TaskId>,
     ) -> Result<Taken, SubmitError> {
         if self.acting().is_none() {
             return Err(SubmitError::NotMaster);
@@ -136,8 +149,11 @@ impl MasterActor {
         let Some(reign) = &mut self.reign else {
             return Err(SubmitError::NotMaster);
         };
-        let known = reign.ledger.get(id).map(|task| task.state.as_str());
-        if let Some(state) = known {
+        if let Some(task) = reign.ledger.get(id) {
+            let state = task.state.as_str();
+            if task.spec.durable {
+                recalled.insert(id);
+            }
             return Ok(Taken { id, state });
         }
         if spec.durable && reign.journal.is_stalled(now) {
@@ -160,6 +176,7 @@ impl MasterActor {
             Ok(Accepted::Known) => {}
             Ok(Accepted::Proposed) => drop(proposed.insert(id)),
             Ok(Accepted::Forgotten(fate)) => {
+                recalled.insert(id);
                 return Ok(Taken {
                     id,
                     state: fate.as_str(),
@@ -202,7 +219,7 @@ impl MasterActor {
         ctx: &mut Context<Self>,
     ) -> ResponseActFuture<Self, Result<TaskView, ChangeError>> {
         if let Err(error) = done {
-            return Box::pin(actix::fut::ready(Err(error)));
+            return self.turned_down(id, error, ctx);
         }
         if let Some(reign) = &mut self.reign {
             reign.write(now());
@@ -223,8 +240,33 @@ impl MasterActor {
         };
         Box::pin(settled.into_actor(self).map(move |settled, act, _| {
             settled?;
-            act.view_of(id).ok_or(ChangeError::Missing(id))
+            // It is recorded; if this node leads no more, another tells how the task stands now.
+            act.view_of(id).ok_or(ChangeError::Unknown)
         }))
+    }
+
+    /// What cannot be done to a task as it stands here: of a durable one that is a read, and another may lead and know better.
+    fn turned_down(
+        &mut self,
+        id: TaskId,
+        error: ChangeError,
+        ctx: &mut Context<Self>,
+    ) -> ResponseActFuture<Self, Result<TaskView, ChangeError>> {
+        let task = self.reign.as_ref().and_then(|r| r.ledger.get(id));
+        if task.is_some_and(|task| !task.spec.durable) {
+            return Box::pin(actix::fut::ready(Err(error)));
+        }
+        let sure = self.confirm(ctx);
+        let within = self.seed.settings.commit_timeout;
+        let told = async move {
+            let away = "the registry does not answer, so that nobody knows how the task stands";
+            match tokio::time::timeout(within, sure).await {
+                Ok(Ok(Some(true))) => Err(error),
+                Ok(Ok(Some(false)) | Err(_)) => Err(ChangeError::NotMaster),
+                Ok(Ok(None)) | Err(_) => Err(ChangeError::NotRecorded(away.to_owned())),
+            }
+        };
+        Box::pin(told.into_actor(self))
     }
 
     fn view_of(&self, id: TaskId) -> Option<TaskView> {
@@ -327,6 +369,9 @@ impl Handler<GetTask> for MasterActor {
     type Result = ResponseActFuture<Self, Option<Option<TaskView>>>;
 
     fn handle(&mut self, msg: GetTask, ctx: &mut Self::Context) -> Self::Result {
+        if planted::is("read-not-confirmed") && self.knows() {
+            return Box::pin(actix::fut::ready(Some(self.view_of(msg.0))));
+        }
         let sure = self.confirm(ctx);
         Box::pin(sure.into_actor(self).map(move |sure, act, _| {
             let stale = !leads(sure)?;
@@ -334,6 +379,10 @@ impl Handler<GetTask> for MasterActor {
                 return None;
             }
             let task = act.view_of(msg.0);
+            if stale && task.is_none() {
+                // Another may know it: that there is none is not said unless it is sure.
+                return None;
+            }
             Some(task.map(|task| TaskView { stale, ..task }))
         }))
     }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::mpsc;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use redb::{Database, ReadableTable, TableDefinition};
 use tokio::sync::watch;
 
@@ -80,10 +81,23 @@ pub(super) struct Found {
 }
 
 /// Writes of one store call, and the revision it left.
-struct Parcel {
-    number: u64,
-    revision: i64,
-    writes: Vec<Write>,
+pub(super) struct Parcel {
+    /// Rises by one.
+    pub(super) number: u64,
+    pub(super) revision: i64,
+    pub(super) writes: Vec<Write>,
+}
+
+/// Where writes are kept: the file here, or a simulated disk.
+pub(super) trait Storage: Send + Sync {
+    /// Hands over the writes of one store call.
+    fn write(&self, parcel: Parcel);
+    /// Resolves when everything up to this number is synced; `Err` says why it never will be.
+    fn synced(&self, number: u64) -> BoxFuture<'_, Result<(), String>>;
+    /// Resolves when nothing more can be written, with the reason.
+    fn broken(&self) -> BoxFuture<'_, String>;
+    /// Bytes that it takes.
+    fn size(&self) -> u64;
 }
 
 /// How far the disk is: the number of the last parcel that is synced, or why it will go no further.
@@ -146,45 +160,41 @@ impl Disk {
         };
         Ok((disk, found))
     }
+}
 
-    /// Hands over the writes of one store call; numbers rise by one.
-    pub(super) fn write(&self, number: u64, revision: i64, writes: Vec<Write>) {
+impl Storage for Disk {
+    fn write(&self, parcel: Parcel) {
         // A writer that is gone has said why.
-        self.queue
-            .send(Parcel {
-                number,
-                revision,
-                writes,
-            })
-            .ok();
+        self.queue.send(parcel).ok();
     }
 
-    /// Resolves when everything up to this number is synced; `Err` says why it never will be.
-    pub(super) async fn synced(&self, number: u64) -> Result<(), String> {
+    fn synced(&self, number: u64) -> BoxFuture<'_, Result<(), String>> {
         let mut progress = self.progress.clone();
-        let far_enough = |at: &Progress| match at {
+        let far_enough = move |at: &Progress| match at {
             Progress::Synced(at) => *at >= number,
             Progress::Broken(_) => true,
         };
-        match progress.wait_for(far_enough).await.map(|at| at.clone()) {
-            Ok(Progress::Synced(_)) => Ok(()),
-            Ok(Progress::Broken(why)) => Err(why),
-            Err(_) => Err("the disk's thread has ended".to_owned()),
-        }
+        Box::pin(async move {
+            match progress.wait_for(far_enough).await.map(|at| at.clone()) {
+                Ok(Progress::Synced(_)) => Ok(()),
+                Ok(Progress::Broken(why)) => Err(why),
+                Err(_) => Err("the disk's thread has ended".to_owned()),
+            }
+        })
     }
 
-    /// Resolves when nothing more can be written, with the reason.
-    pub(super) async fn broken(&self) -> String {
+    fn broken(&self) -> BoxFuture<'_, String> {
         let mut progress = self.progress.clone();
         let broken = |at: &Progress| matches!(at, Progress::Broken(_));
-        match progress.wait_for(broken).await.map(|at| at.clone()) {
-            Ok(Progress::Broken(why)) => why,
-            Ok(Progress::Synced(_)) | Err(_) => "the disk's thread has ended".to_owned(),
-        }
+        Box::pin(async move {
+            match progress.wait_for(broken).await.map(|at| at.clone()) {
+                Ok(Progress::Broken(why)) => why,
+                Ok(Progress::Synced(_)) | Err(_) => "the disk's thread has ended".to_owned(),
+            }
+        })
     }
 
-    /// Size of the file in bytes.
-    pub(super) fn size(&self) -> u64 {
+    fn size(&self) -> u64 {
         fs::metadata(&self.path).map_or(0, |file| file.len())
     }
 }
@@ -330,13 +340,15 @@ mod tests {
             (found.revision, found.cluster_id, found.records.len()),
             (7, 42, 0)
         );
-        disk.write(
-            1,
-            8,
-            vec![record("a", 8, 1), Write::Lease(5, 60), Write::Lease(6, 60)],
-        );
-        disk.write(2, 9, vec![record("b", 9, 1)]);
-        disk.write(3, 10, vec![record("a", 10, 0), Write::LeaseEnded(6)]);
+        let first = vec![record("a", 8, 1), Write::Lease(5, 60), Write::Lease(6, 60)];
+        let last = vec![record("a", 10, 0), Write::LeaseEnded(6)];
+        for (number, writes) in (1..).zip([first, vec![record("b", 9, 1)], last]) {
+            disk.write(Parcel {
+                number,
+                revision: 7 + number as i64,
+                writes,
+            });
+        }
         disk.synced(3).await.unwrap();
         assert!(matches!(
             Disk::open(dir.path(), 1, 1),

@@ -12,6 +12,7 @@ use tonic::{Request, Response, Status};
 
 use super::convert;
 use super::shared::Shared;
+use super::trouble::{self, Reply};
 use super::txn::{Done, Op};
 
 pub(super) struct KvService(pub(super) Arc<Shared>);
@@ -83,10 +84,31 @@ impl PbKvService for KvService {
         let request = request.into_inner();
         convert::check_size(&request)?;
         let txn = convert::txn(request)?;
+        let reply = if txn.writes() {
+            trouble::reply()
+        } else {
+            Reply::Given
+        };
+        match reply {
+            Reply::Given | Reply::LostAfter => {}
+            Reply::LostBefore => return Err(lost()),
+            Reply::Late(after) => {
+                let shared = Arc::clone(&self.0);
+                tokio::spawn(async move {
+                    tokio::time::sleep(after).await;
+                    // Nobody listens any more.
+                    shared.with(|store, _| store.txn(txn)).ok();
+                });
+                return Err(lost());
+            }
+        }
         let (result, revision) = self
             .0
             .with(|store, _| store.txn(txn).map(|result| (result, store.revision())))?;
         self.0.synced().await?;
+        if reply == Reply::LostAfter {
+            return Err(lost());
+        }
         Ok(Response::new(PbTxnResponse {
             header: self.0.header(revision),
             ..convert::txn_response(&result, revision)
@@ -105,6 +127,11 @@ impl PbKvService for KvService {
             header: self.0.header(revision),
         }))
     }
+}
+
+/// etcd's words when it cannot tell what became of a request.
+fn lost() -> Status {
+    Status::unavailable("etcdserver: request timed out")
 }
 
 /// One write answers with one result of its own kind; anything else is a defect of the store, not of the request.

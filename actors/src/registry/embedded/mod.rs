@@ -16,6 +16,7 @@
 //!          │ shared              one lock, the clock, the news
 //!          ▼
 //!          │ disk                what is to be synced before it is answered
+//! ✎ platter trouble          a disk and an ill will, for simulations
 //! ● store  txn  check  lease  watches  range  error  pure, told the time
 //! ```
 //!
@@ -40,24 +41,33 @@ use tonic::transport::server::{Connected, Router, TcpIncoming};
 
 mod check;
 mod convert;
+#[cfg(feature = "testkit")]
+pub mod direct;
 mod disk;
 mod error;
+#[cfg(feature = "testkit")]
+pub(crate) mod fuzz;
 mod kv;
 mod lease;
 mod leases;
 #[cfg(test)]
 mod model;
+#[cfg(feature = "testkit")]
+mod platter;
 mod range;
 mod shared;
 mod status;
 mod store;
 #[cfg(test)]
 mod tests;
+pub mod trouble;
 mod txn;
 mod watch;
 mod watches;
 
 pub use disk::DiskError;
+#[cfg(feature = "testkit")]
+pub use platter::Platter;
 pub use store::Limits;
 
 use shared::Shared;
@@ -246,11 +256,26 @@ impl Service {
         let cluster_id = found.cluster_id;
         let now = tokio::time::Instant::now().into_std();
         let store = store::Store::restored(found, config.limits, now);
-        let shared = Shared::new(store, Some(disk), cluster_id, config.progress);
+        let shared = Shared::new(store, Some(Box::new(disk)), cluster_id, config.progress);
         Ok(Self {
             shared: Arc::new(shared),
             address,
         })
+    }
+
+    /// The store on a simulated disk; as with [`Service::open`], what is there counts.
+    #[cfg(feature = "testkit")]
+    pub fn on_platter(config: Config, platter: &Platter) -> Self {
+        let found = platter.found();
+        let cluster_id = found.cluster_id;
+        let now = tokio::time::Instant::now().into_std();
+        let store = store::Store::restored(found, config.limits, now);
+        let disk = Some(Box::new(platter.spin()) as _);
+        let shared = Shared::new(store, disk, cluster_id, config.progress);
+        Self {
+            shared: Arc::new(shared),
+            address: None,
+        }
     }
 
     /// Serves what comes in until `shutdown`.

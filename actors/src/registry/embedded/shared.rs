@@ -8,7 +8,7 @@ use etcd_client::proto::PbResponseHeader;
 use tokio::sync::{broadcast, watch};
 use tonic::Status;
 
-use super::disk::Disk;
+use super::disk::{Parcel, Storage};
 use super::store::Store;
 
 /// The only raft term of a registry that has no raft; etcd's first.
@@ -19,7 +19,7 @@ const TICK: Duration = Duration::from_millis(500);
 /// See the module page.
 pub(super) struct Shared {
     store: Mutex<Store>,
-    disk: Option<Disk>,
+    disk: Option<Box<dyn Storage>>,
     /// Number of the last writes that were handed to the disk; changed under the store's lock alone.
     written: AtomicU64,
     cluster_id: u64,
@@ -37,7 +37,7 @@ pub(super) struct Shared {
 impl Shared {
     pub(super) fn new(
         store: Store,
-        disk: Option<Disk>,
+        disk: Option<Box<dyn Storage>>,
         cluster_id: u64,
         progress_every: Duration,
     ) -> Self {
@@ -67,7 +67,11 @@ impl Shared {
             if !writes.is_empty() {
                 let number = self.written.load(Ordering::Relaxed) + 1;
                 self.written.store(number, Ordering::Release);
-                disk.write(number, revision, writes);
+                disk.write(Parcel {
+                    number,
+                    revision,
+                    writes,
+                });
             }
         }
         if self.told.swap(revision, Ordering::Relaxed) != revision {
@@ -101,7 +105,7 @@ impl Shared {
 
     /// Bytes on disk.
     pub(super) fn disk_size(&self) -> Option<u64> {
-        self.disk.as_ref().map(Disk::size)
+        self.disk.as_ref().map(|disk| disk.size())
     }
 
     /// A header as of `revision`.

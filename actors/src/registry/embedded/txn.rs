@@ -104,6 +104,18 @@ pub(crate) struct Txn {
     pub(crate) failure: Vec<Op>,
 }
 
+impl Txn {
+    /// Whether it may change anything.
+    pub(crate) fn writes(&self) -> bool {
+        let mut ops = self.success.iter().chain(&self.failure);
+        ops.any(|op| match op {
+            Op::Range(_) => false,
+            Op::Put(_) | Op::Delete(_) => true,
+            Op::Txn(inner) => inner.writes(),
+        })
+    }
+}
+
 /// Answer to a [`Range`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RangeResult {

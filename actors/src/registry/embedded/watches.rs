@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::range::KeyRange;
 use super::store::{Record, Store};
+use super::trouble::{self, News};
 
 /// Watches on one stream; a node needs one, so this many is a client that leaks.
 const MAX_WATCHES: usize = 10_000;
@@ -73,6 +74,8 @@ struct Watch {
     request: WatchRequest,
     next: i64,
     told: Instant,
+    /// It is not told what it is owed; in simulations only.
+    held: bool,
 }
 
 /// All watches of one stream.
@@ -102,6 +105,7 @@ impl Watches {
             request,
             next,
             told: now,
+            held: false,
         };
         self.watches.insert(id, watch);
         Notice::Created { id, revision }
@@ -146,7 +150,7 @@ impl Watches {
         self.watches.retain(|id, watch| {
             let told = notices.len();
             let keep = watch.pull(*id, store, &mut notices);
-            behind |= watch.next <= store.revision() && keep;
+            behind |= watch.next <= store.revision() && keep && !watch.held;
             if notices.len() > told {
                 watch.told = now;
             } else if watch.owes_progress(store, now, progress_every) {
@@ -173,6 +177,19 @@ impl Watch {
     fn pull(&mut self, id: i64, store: &Store, notices: &mut Vec<Notice>) -> bool {
         if self.next > store.revision() {
             return true;
+        }
+        self.held = false;
+        match trouble::news(self.request.keys.from()) {
+            News::Told => {}
+            News::Held => {
+                self.held = true;
+                return true;
+            }
+            News::Again(revisions) => self.next = (self.next - revisions).max(store.compacted()),
+            News::Missed => {
+                self.next = store.revision() + 1;
+                return true;
+            }
         }
         if self.next < store.compacted() {
             notices.push(Notice::Compacted {
