@@ -212,6 +212,11 @@ impl Node {
         if let Some(doubt) = &advertised.doubt {
             log::warn!(target: "node", event = "node.address_doubtful", address = advertised.host.as_str(), reason = doubt.as_str(); "others may not reach this node");
         }
+        let id = NodeId::random(&mut rand::rng());
+        let tls = security::tls(&config, id)?;
+        if tls.is_none() {
+            security::may_be_plain(&config, bind, &advertised.host)?;
+        }
         let endpoints = config.registry.endpoints.clone();
         let endpoints = if endpoints.is_empty() {
             embedded_registry(config.data_dir.clone()).await?
@@ -226,11 +231,6 @@ impl Node {
         let backend = connect(endpoints.clone()).map_err(bad)?;
         let journal = connect(endpoints).map_err(bad)?;
         let jobs = all_jobs(&config, own);
-        let id = NodeId::random(&mut rand::rng());
-        let tls = security::tls(&config, id)?;
-        if tls.is_none() {
-            security::may_be_plain(&config, bind, &advertised.host)?;
-        }
         let registration = registration(&config, id, &advertised, admin_address, &jobs);
         let name = Arc::new(Mutex::new(registration.name.clone()));
         logging::set_node(Arc::clone(&name), &id.to_string());

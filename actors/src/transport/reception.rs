@@ -141,6 +141,11 @@ struct Strangers {
 impl Strangers {
     fn refused(&mut self, from: IpAddr, stranger: &Distrust) {
         let count = self.refusals.count(stranger.reason);
+        // Who only looks whether the port is open, as probes and a peer that changes its mind do, is nobody's concern.
+        if stranger.reason == Reason::BrokenOff {
+            log::debug!(target: "transport", address:display = from, reason = stranger.words.as_str(); "a caller left before it was heard");
+            return;
+        }
         let now = Instant::now();
         let said = self.said.get(&stranger.reason);
         if said.is_none_or(|at| now - *at >= SAY_EVERY) {
