@@ -11,6 +11,7 @@
 //! | challenge                     | `peer.challenged`, `registry.challenged`, `peer.condemned` for want of an answer |
 //! | crash in mid-recovery         | `sim.crashed` of a master that is promoted and has not recovered; `actor.failed`, `actor.stopped` of its MasterActor |
 //! | equal halves                  | `sim.fault` of that kind                                                     |
+//! | suspicion withdrawn           | `peer.cleared`                                                               |
 //!
 //! Faults are counted by the `kind` of `sim.fault`. Both tiers of the simulation write these records, so both are counted
 //! by the same rules.
@@ -24,7 +25,7 @@ use super::trace::Record;
 pub const EQUAL_HALVES: &str = "equal halves";
 
 /// What must have been hit often, in the order of the table.
-pub const GOALS: [&str; 15] = [
+pub const GOALS: [&str; 16] = [
     "take-over",
     "adoption",
     "fence refusal",
@@ -40,6 +41,7 @@ pub const GOALS: [&str; 15] = [
     "crash in mid-recovery: process",
     "crash in mid-recovery: actor",
     EQUAL_HALVES,
+    "suspicion withdrawn",
 ];
 
 type Place = (String, u32);
@@ -143,6 +145,7 @@ impl Coverage {
             "peer.challenged" => self.hit("challenge put"),
             "registry.challenged" => self.hit("challenge answered"),
             "peer.condemned" => self.condemned(record),
+            "peer.cleared" => self.hit("suspicion withdrawn"),
             _ => {}
         }
     }
