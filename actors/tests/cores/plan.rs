@@ -106,6 +106,10 @@ pub enum Fault {
     },
     /// The history is dropped.
     Compact,
+    /// The history is dropped while these cannot be told of it: their watches are behind.
+    Behind { side: Vec<usize>, lasting: Duration },
+    /// Whoever leads is killed, and so is its successor, or the successor's MasterActor, this much after it was promoted.
+    Ambush { actor: bool, after: Duration },
     /// A lease is ended behind its owner's back.
     Revoke { who: Who },
     /// A registration is deleted behind its owner's back, as by a wrongful verdict.
@@ -154,6 +158,8 @@ impl Fault {
             Self::Late { .. } => "calls to the registry late",
             Self::Watch { .. } => "watch events late, repeated, missing",
             Self::Compact => "compaction",
+            Self::Behind { .. } => "compaction past a watch",
+            Self::Ambush { .. } => "kill -9 twice: the successor too",
             Self::Revoke { .. } => "lease revoked",
             Self::Unregister { .. } => "registration deleted",
             Self::NewGeneration => "new generation",
@@ -164,7 +170,7 @@ impl Fault {
     }
 }
 
-const KINDS: u32 = 26;
+const KINDS: u32 = 28;
 const ACTORS: [&str; 5] = ["registry", "transport", "discovery", "worker", "master"];
 
 /// One run.
@@ -329,10 +335,12 @@ impl Plan {
             | Fault::Late { .. }
             | Fault::Watch { .. }
             | Fault::Compact
+            | Fault::Behind { .. }
             | Fault::Revoke { .. }
             | Fault::Unregister { .. }
             | Fault::NewGeneration => true,
             Fault::Crash { .. }
+            | Fault::Ambush { .. }
             | Fault::PowerLoss { .. }
             | Fault::Freeze { .. }
             | Fault::Rate { .. }
@@ -505,6 +513,14 @@ fn fault(kind: u32, nodes: usize, rng: &mut StdRng) -> Fault {
             apart: span(rng, 3_000),
         },
         24 => Fault::StepDown,
-        _ => Fault::Drain { who },
+        25 => Fault::Drain { who },
+        26 => Fault::Behind {
+            side: some(nodes, rng),
+            lasting: ms(rng, 200, 1_900),
+        },
+        _ => Fault::Ambush {
+            actor: rng.random_bool(0.5),
+            after: span(rng, 1_500),
+        },
     }
 }

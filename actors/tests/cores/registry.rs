@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt};
 use rand::RngExt;
@@ -14,11 +15,11 @@ use tokio::time::timeout;
 use troupe_actors::registry::embedded::direct::Direct;
 use troupe_actors::registry::embedded::{Config, Limits};
 use troupe_actors::registry::{
-    Backend, Change, Lease, Listing, RegistryError, Status, Timeouts, Txn, TxnOutcome, WatchBatch,
-    WatchStream,
+    Backend, Change, Lease, Listing, Op, RegistryError, Status, Timeouts, Txn, TxnOutcome,
+    WatchBatch, WatchStream,
 };
 
-use crate::hub::{Clock, EPOCH_SECONDS, Hub, hub};
+use crate::hub::{Act, Clock, EPOCH_SECONDS, Hub, hub};
 
 /// What goes wrong with the registry itself, while it does.
 #[derive(Clone, Copy, Debug, Default)]
@@ -56,7 +57,7 @@ pub struct Server {
     sync_every: Option<Duration>,
     syncing: bool,
     /// Answers that wait for the disk.
-    waiting: Vec<Box<dyn FnOnce(&mut Hub)>>,
+    waiting: Vec<Act>,
     lives: u64,
 }
 
@@ -196,7 +197,7 @@ impl Hub {
 
     // --- what was written ----------------------------------------------------------------------------------------------
 
-    fn when_synced(&mut self, act: Box<dyn FnOnce(&mut Self)>) {
+    fn when_synced(&mut self, act: Act) {
         match self.server.sync_every {
             None => act(self),
             Some(every) => {
@@ -236,6 +237,11 @@ impl Hub {
             if self.server.followers[&number].told.is_closed() {
                 self.server.followers.remove(&number);
                 self.server.store.unwatch(number);
+                continue;
+            }
+            // What is not taken is not read from the history either.
+            let node = self.server.followers[&number].node;
+            if self.is_cut(self.registry(), node) {
                 continue;
             }
             for batch in self.server.store.pull(number, now) {
@@ -368,6 +374,22 @@ impl Hub {
             // What is refused has changed nothing.
             self.server.store.txn(txn).ok();
             self.changed();
+        }
+    }
+
+    /// Something is put that concerns nobody, and is deleted again.
+    pub fn stir(&mut self) {
+        let key = "/sim/challenge/0".to_owned();
+        let put = Op::Put {
+            key: key.clone(),
+            value: Bytes::from_static(b"nobody"),
+            lease: 0,
+        };
+        for op in [put, Op::Delete(key)] {
+            self.meddle(&Txn {
+                then: vec![op],
+                ..Txn::default()
+            });
         }
     }
 

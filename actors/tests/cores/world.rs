@@ -54,6 +54,8 @@ enum Act {
     GoOn(usize, bool),
     Reset,
     Kill(usize, &'static str, How),
+    Crash(usize),
+    Compact,
     MustBeGone(NodeId, &'static str),
 }
 
@@ -65,6 +67,8 @@ pub struct World {
     due: BTreeMap<(Duration, u64), Act>,
     made: u64,
     read: usize,
+    /// Who is promoted next is struck: its MasterActor alone or all of it, so long after.
+    ambush: Option<(bool, Duration)>,
     pub rng: StdRng,
 }
 
@@ -125,6 +129,7 @@ impl World {
             coverage: Coverage::default(),
             made: 1000,
             read: 0,
+            ambush: None,
             rng: StdRng::seed_from_u64(!plan.seed),
             plan,
         }
@@ -166,6 +171,7 @@ impl World {
 
     /// Everything that was broken is mended now, and what is down comes up.
     fn end_faults(&mut self) -> Result<(), Violation> {
+        self.ambush = None;
         let open: Vec<Act> = std::mem::take(&mut self.due).into_values().collect();
         for act in open {
             if matches!(act, Act::End(..) | Act::Start(_) | Act::GoOn(..)) {
@@ -235,7 +241,29 @@ impl World {
             }
         }
         hub(|hub| hub.now = end);
+        self.spring();
         self.check()
+    }
+
+    /// Whoever was promoted within this step walks into the ambush, if one is laid.
+    fn spring(&mut self) {
+        let Some((actor, after)) = self.ambush else {
+            return;
+        };
+        let promoted = hub(|hub| {
+            let new = hub.trace[self.read..].iter();
+            let name = new.filter(|r| r.event == "master.promoted").next_back();
+            let name = name.map(|record| record.node.clone())?;
+            hub.machines.iter().position(|m| m.name == name)
+        });
+        if let Some(node) = promoted {
+            self.ambush = None;
+            let strike = match actor {
+                true => Act::Kill(node, "master", How::Panic),
+                false => Act::Crash(node),
+            };
+            self.plan_act(self.now() + after, strike);
+        }
     }
 
     pub fn check(&mut self) -> Result<(), Violation> {
@@ -308,6 +336,14 @@ impl World {
                 self.world("sim.fault", &fields);
                 hub(|hub| hub.order(node, Order::Kill(actor, how)));
             }
+            Act::Crash(node) => {
+                self.crash(node);
+                self.plan_act(self.now() + RESTART, Act::Start(node));
+            }
+            Act::Compact => hub(|hub| {
+                hub.stir();
+                hub.compact();
+            }),
             Act::MustBeGone(id, why) => {
                 let registered = self.invariants.registry().registered();
                 let still = registered.filter(|(r, _)| r.id == id).map(|(r, _)| r.name);
@@ -408,6 +444,18 @@ impl World {
                 self.plan_act(now + *lasting, Act::End(fault.clone(), node));
             }
             Fault::Compact => hub(Hub::compact),
+            Fault::Behind { lasting, .. } => {
+                for (from, to) in self.links(fault) {
+                    hub(|hub| hub.cut(from, to));
+                }
+                self.plan_act(now + *lasting / 2, Act::Compact);
+                self.plan_act(now + *lasting, Act::End(fault.clone(), node));
+            }
+            Fault::Ambush { actor, after } => {
+                self.ambush = Some((*actor, *after));
+                self.crash(node);
+                self.plan_act(now + RESTART, Act::Start(node));
+            }
             Fault::Revoke { .. } => hub(|hub| hub.revoke(node)),
             Fault::Unregister { .. } => {
                 let delete = Op::Delete(service(&name(node)));
@@ -435,7 +483,9 @@ impl World {
             Fault::Split { way, .. } | Fault::Bridge { way, .. } | Fault::Island { way, .. } => {
                 self.reconnect(fault, *way);
             }
-            Fault::OneWay { .. } | Fault::NoRegistry { .. } => self.reconnect(fault, Way::Hold),
+            Fault::OneWay { .. } | Fault::NoRegistry { .. } | Fault::Behind { .. } => {
+                self.reconnect(fault, Way::Hold)
+            }
             Fault::Slow { a, b, .. } => hub(|hub| {
                 hub.slow(*a, *b, Duration::ZERO);
                 hub.slow(*b, *a, Duration::ZERO);
@@ -472,7 +522,7 @@ impl World {
             Fault::Bridge { side, over, .. } => between(side, Some(*over)),
             Fault::Island { side, .. } => [between(side, None), registry(side)].concat(),
             Fault::OneWay { from, to, .. } if from != to => vec![(*from, *to)],
-            Fault::NoRegistry { side, .. } => registry(side),
+            Fault::NoRegistry { side, .. } | Fault::Behind { side, .. } => registry(side),
             _ => Vec::new(),
         }
     }
