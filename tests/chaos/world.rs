@@ -11,7 +11,9 @@ use troupe_actors::testkit::trace::Record;
 use crate::schedule::{Means, Plan};
 use crate::store::Store;
 use crate::support::net::Net;
-use crate::support::{Process, TROUPE, clean_env, event, free_ports, inside, request_within};
+use crate::support::{
+    Process, TROUPE, clean_env, event, free_ports, inside, request_within, secret_file,
+};
 use crate::verdicts::Excuse;
 
 /// Attempts side by side of each worker.
@@ -415,6 +417,8 @@ fn arguments(name: &str, ip: &str, port: u16, endpoints: &str, more: &[String]) 
     args.extend(["--bind".to_owned(), format!("{ip}:{port}")]);
     args.extend(["--admin".to_owned(), format!("{ip}:{}", port + 1)]);
     args.extend(["--log-format".to_owned(), "json".to_owned()]);
+    let secret = format!("security.secret_file={}", secret_file());
+    args.extend(["--set".to_owned(), secret]);
     let settings = SETTINGS.map(str::to_owned);
     for setting in settings.iter().chain(more) {
         args.extend(["--set".to_owned(), setting.clone()]);

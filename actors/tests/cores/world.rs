@@ -251,8 +251,8 @@ impl World {
             return;
         };
         let promoted = hub(|hub| {
-            let new = hub.trace[self.read..].iter();
-            let name = new.filter(|r| r.event == "master.promoted").next_back();
+            let mut new = hub.trace[self.read..].iter();
+            let name = new.rfind(|r| r.event == "master.promoted");
             let name = name.map(|record| record.node.clone())?;
             hub.machines.iter().position(|m| m.name == name)
         });
