@@ -172,7 +172,7 @@ mod chosen {
         ),
         (
             "read-not-confirmed",
-            "a read is answered without asking whether this node still leads",
+            "a master that is cut off leads on, and answers reads without asking whether it still leads",
         ),
         (
             "own-pause-ignored",

@@ -160,7 +160,8 @@ impl Election {
         if ballot.deposed() && !overlooked {
             return Decision::StandDown(Why::Deposed);
         }
-        if lasts(&mut self.cut_since, ballot.reaches_less_than_half(), now) >= Some(self.floor) {
+        let cut = ballot.reaches_less_than_half() && !planted::is("read-not-confirmed");
+        if lasts(&mut self.cut_since, cut, now) >= Some(self.floor) {
             return Decision::StandDown(Why::CutOff);
         }
         let alone_without = !ballot.registry && ballot.half_of_peers_have_registry();

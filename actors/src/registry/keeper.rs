@@ -396,6 +396,12 @@ impl Session {
             judge_seat(&shared.mirror, &self.keys, &shared.registration, pid_lives)
         };
         match seat {
+            Seat::Ours { incarnation, .. } if self.is_of_before(incarnation) => {
+                // What is compared may be old news; names are never watched.
+                self.relist().await?;
+                self.drop_own_registration().await?;
+                Ok(Some(Duration::ZERO))
+            }
             Seat::Ours { incarnation, lease } => self.adopt(incarnation, lease).await,
             Seat::Dead(_) | Seat::Doubtful(_) if planted::is("registration-overwritten") => {
                 self.put_registration().await
@@ -420,6 +426,13 @@ impl Session {
         let address = master.record.address;
         let outcome = self.seed.dial.send(Dial { address }).await;
         matches!(outcome, Ok(DialOutcome::Answered { .. }))
+    }
+
+    /// Whether it began before the generation that there is: then it belongs to another.
+    fn is_of_before(&self, incarnation: Incarnation) -> bool {
+        let shared = self.shared.borrow();
+        let generation = shared.mirror.get(&self.keys.generation());
+        generation.is_some_and(|kv| incarnation.0 < kv.mod_revision)
     }
 
     /// An earlier life of ours registered this: its lease must still live.

@@ -117,9 +117,17 @@ fn faults_that_once_did_harm_do_none() {
         whole: false,
         down: Duration::ZERO,
     };
-    let once: [(usize, Vec<(u64, Fault)>); 3] = [
+    let once: [(usize, Vec<(u64, Fault)>); 4] = [
         (3, vec![(0, Fault::Unregister { node: 1 })]),
         (3, vec![(0, Fault::NewGeneration)]),
+        // Whoever had registered anew before kept that registration in the new generation.
+        (
+            3,
+            vec![
+                (0, Fault::Unregister { node: 1 }),
+                (3000, Fault::NewGeneration),
+            ],
+        ),
         // MasterActor began anew and claimed for ever what an empty registry did not have.
         (
             1,

@@ -443,10 +443,7 @@ impl World<'_> {
                 self.troubled(vec![node.clone()]);
                 self.stage.borrow().order(&node, Order::Kill(actor, how));
                 if actor == "master" {
-                    for ms in [8, 25] {
-                        let at = self.sim.elapsed() + Duration::from_millis(ms);
-                        self.plan_act(at, Act::Call(node.clone()));
-                    }
+                    self.call_while_dead(&node);
                 }
             }
         }

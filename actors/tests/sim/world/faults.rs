@@ -15,6 +15,9 @@ use crate::stage::{self, Order};
 /// The witness has written and compacted by then.
 const COMPACTED_AFTER: Duration = Duration::from_millis(300);
 
+/// The number of a fault beside another.
+const BESIDE: usize = 1000;
+
 /// Who is promoted next does not live long.
 pub(super) struct Aim {
     left: u32,
@@ -51,6 +54,7 @@ impl World<'_> {
                 self.plan_act(now + *lasting, Act::End(n, fault.clone()));
                 self.set_links();
                 self.set_mood();
+                self.without_registry_too(n, &fault);
             }
             Fault::RegistryDown { lasting } => {
                 self.crash("registry");
@@ -129,6 +133,22 @@ impl World<'_> {
         }
     }
 
+    /// The smaller side of a split may lose the registry with it: then nobody there can hear of what goes on.
+    fn without_registry_too(&mut self, n: usize, fault: &Fault) {
+        let Fault::Split { side, way, lasting } = fault else {
+            return;
+        };
+        let small = 2 * side.len() < self.plan.nodes && !self.plan.single;
+        if small && self.rng.random_bool(0.4) {
+            let alone = Fault::NoRegistry {
+                nodes: side.clone(),
+                way: *way,
+                lasting: *lasting,
+            };
+            self.act(Act::Begin(n + BESIDE, alone));
+        }
+    }
+
     /// Nothing else is wrong, so its death must be seen in time, by whoever else there is.
     fn expect_gone(&mut self, node: usize, within: Duration, why: &'static str) {
         let id = {
@@ -198,6 +218,7 @@ impl World<'_> {
         } else {
             let kill = Order::Kill("master", How::Panic);
             self.stage.borrow().order(node, kill);
+            self.call_while_dead(node);
         }
     }
 

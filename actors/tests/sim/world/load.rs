@@ -5,7 +5,7 @@ use std::time::Duration;
 use rand::RngExt;
 use troupe_actors::id::TaskId;
 
-use super::{World, name};
+use super::{Act, World, name};
 use crate::node;
 use crate::stage::{Ask, Order};
 
@@ -59,7 +59,14 @@ impl World<'_> {
         self.call(&to, ask, id);
     }
 
-    /// Two calls to a node one of whose actors was just killed, for what waits in a mailbox.
+    /// MasterActor of this node is being killed: what is sent to it meanwhile must wait for its next life.
+    pub(super) fn call_while_dead(&mut self, node: &str) {
+        for ms in [8, 25, 60] {
+            let at = self.sim.elapsed() + Duration::from_millis(ms);
+            self.plan_act(at, Act::Call(node.to_owned()));
+        }
+    }
+
     pub(super) fn call_into(&mut self, node: &str) {
         if let Some((id, _)) = self.load.tasks.last().cloned() {
             self.call(node, Ask::Read, id);
