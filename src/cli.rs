@@ -35,15 +35,9 @@ pub struct Cli {
         value_name = "json|text"
     )]
     pub log_format: Option<Format>,
-    /// Least level that is logged.
-    #[arg(
-        long,
-        global = true,
-        env = "TROUPE_LOG_LEVEL",
-        default_value = "info",
-        value_name = "LEVEL"
-    )]
-    pub log_level: LevelFilter,
+    /// Least level that is logged; a node's own settings say it otherwise (`log.level`), or info.
+    #[arg(long, global = true, env = "TROUPE_LOG_LEVEL", value_name = "LEVEL")]
+    pub log_level: Option<LevelFilter>,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -101,9 +95,22 @@ pub enum Command {
     Drain {
         /// Its name; the one that is asked when absent.
         node: Option<String>,
-        /// Wait until it is gone.
+        /// Wait until it is gone, and show its receipt; 1 when something was lost.
         #[arg(long)]
         wait: bool,
+    },
+    /// Changes settings of a running node, until its next reload: weight=5, eligible=false, any live key of `config running`.
+    Set {
+        /// Its name.
+        node: String,
+        /// What to change.
+        #[arg(value_name = "KEY=VALUE", required = true)]
+        settings: Vec<String>,
+    },
+    /// Has a node read its configuration again, as SIGHUP does; says what changed and what needs a restart.
+    Reload {
+        /// Its name; the one that is asked when absent.
+        node: Option<String>,
     },
     /// Gives the cluster a task.
     Submit(SubmitArgs),
@@ -150,6 +157,12 @@ pub enum Command {
     Why(WhyCommand),
     /// Checks the running cluster, and says what the configuration promises at worst.
     Doctor(SettingArgs),
+    /// Everything about the cluster that helps to find a fault, in one JSON file; no secret is in it, and no input or output of a task.
+    Debug {
+        /// Into this file, which must not be there yet; on stdout when absent.
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
     /// The configuration as it would be used.
     Config {
         /// What to do with it.
@@ -306,6 +319,11 @@ pub enum ConfigCommand {
         #[command(flatten)]
         settings: SettingArgs,
     },
+    /// What a running node uses, where each value came from, and whether it can be changed while it runs.
+    Running {
+        /// Its name; the one that is asked when absent.
+        node: Option<String>,
+    },
 }
 
 /// Settings that any command that reads the configuration takes.
@@ -420,6 +438,9 @@ pub struct BenchArgs {
     /// handshake takes.
     #[arg(long)]
     pub compare_tls: bool,
+    /// Measures instead what so many lines of log cost in this process, as JSON and as text; asks no node.
+    #[arg(long, value_name = "N")]
+    pub log_lines: Option<u64>,
 }
 
 /// `troupe submit …`.
@@ -450,6 +471,9 @@ pub struct SubmitArgs {
     /// A tag its worker must have.
     #[arg(long, value_name = "K=V")]
     pub require: Vec<String>,
+    /// The W3C trace context that it belongs to, as in the header of that name.
+    #[arg(long, env = "TRACEPARENT", value_name = "CONTEXT")]
+    pub traceparent: Option<String>,
     /// Wait for the result.
     #[arg(long)]
     pub wait: bool,

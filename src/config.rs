@@ -4,6 +4,9 @@
 //! where it stands, the key, the value and the rule.
 
 mod jobs;
+mod live;
+
+pub use live::Merged;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,6 +14,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use log::LevelFilter;
 use toml::Value;
 use troupe_actors::discovery::DiscoverySettings;
 use troupe_actors::job::exec::ExecSettings;
@@ -47,6 +51,8 @@ pub struct Config {
     pub supervision: SupervisionSettings,
     /// TLS between nodes.
     pub security: SecuritySettings,
+    /// Least level that is logged.
+    pub log_level: LevelFilter,
     /// Commands as jobs, by name; from the file alone.
     pub jobs: BTreeMap<String, ExecSettings>,
     origins: BTreeMap<&'static str, Origin>,
@@ -149,6 +155,7 @@ impl Config {
             worker: WorkerSettings::default(),
             supervision: SupervisionSettings::default(),
             security: SecuritySettings::default(),
+            log_level: LevelFilter::Info,
             jobs: BTreeMap::new(),
             origins: BTreeMap::new(),
             jobs_from: None,
@@ -167,6 +174,8 @@ pub enum Origin {
     Env(String),
     /// A flag.
     Flag(String),
+    /// An operator, while the node ran.
+    Operator,
 }
 
 impl fmt::Display for Origin {
@@ -176,6 +185,7 @@ impl fmt::Display for Origin {
             Self::File(path, line) => write!(f, "{}:{line}", path.display()),
             Self::Env(name) => write!(f, "environment variable {name}"),
             Self::Flag(flag) => write!(f, "flag {flag}"),
+            Self::Operator => f.write_str("an operator, until the next reload"),
         }
     }
 }
@@ -345,11 +355,12 @@ keys! {
     "security.key_file" optional_text: security.key_file;
     "security.ca_file" optional_text: security.ca_file;
     "security.insecure" switch: security.insecure;
+    "log.level" level: log_level;
 }
 
 /// How values are read from TOML or text, and shown.
 mod kind {
-    use super::{BTreeMap, BalancerKind, Duration, MasterWorks, SocketAddr, Value};
+    use super::{BTreeMap, BalancerKind, Duration, LevelFilter, MasterWorks, SocketAddr, Value};
 
     macro_rules! kind {
         ($name:ident -> $type:ty, |$value:ident $(, $arg:ident: $argtype:ty)*| $read:expr, |$shown:ident| $show:expr) => {
@@ -461,6 +472,10 @@ mod kind {
     kind!(switch -> bool,
         |v| v.as_bool().or_else(|| text(v)?.parse().ok()).ok_or_else(|| "true or false".to_owned()),
         |b| b.to_string());
+    kind!(level -> LevelFilter,
+        |v| text(v).and_then(|t| t.parse().ok())
+            .ok_or_else(|| "one of \"off\", \"error\", \"warn\", \"info\", \"debug\", \"trace\"".to_owned()),
+        |l| quoted(&l.as_str().to_lowercase()));
     kind!(balancer -> BalancerKind,
         |v| text(v).and_then(|t| serde_json::from_value(t.into()).ok())
             .ok_or_else(|| "one of \"random\", \"round-robin\", \"least-loaded\", \"two-choices\"".to_owned()),
@@ -481,12 +496,7 @@ pub struct Told {
 }
 
 /// Environment variables that are no settings of a node.
-const OTHER_VARIABLES: [&str; 4] = [
-    "TROUPE_API",
-    "TROUPE_CONFIG",
-    "TROUPE_LOG_FORMAT",
-    "TROUPE_LOG_LEVEL",
-];
+const OTHER_VARIABLES: [&str; 3] = ["TROUPE_API", "TROUPE_CONFIG", "TROUPE_LOG_FORMAT"];
 
 /// Reads every layer and checks every rule.
 ///

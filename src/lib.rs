@@ -17,6 +17,7 @@ mod dev;
 #[cfg(any(test, feature = "testkit"))]
 #[doc(hidden)]
 pub mod fuzz;
+mod live;
 mod logging;
 mod node;
 mod security;
@@ -27,6 +28,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
+use log::LevelFilter;
 use troupe_actors::events::EventLog;
 pub use troupe_actors::job;
 use troupe_actors::job::Jobs;
@@ -53,13 +55,14 @@ fn run(cli: Cli, jobs: Jobs) -> u8 {
     let (api, json, level) = (cli.api, cli.json, cli.log_level);
     let log = || {
         let events = EventLog::new(EVENTS_KEPT);
+        let level = level.unwrap_or(LevelFilter::Info);
         logging::start(format, level, colour, events.clone());
         events
     };
     match cli.command {
         Command::Run(args) => {
             let events = log();
-            run_node(&args, events, jobs)
+            run_node(&args, level, events, jobs)
         }
         Command::Dev(args) => node::block_on(dev::run(args, format, colour)),
         Command::Registry(RegistryCommand::Serve {
@@ -70,12 +73,24 @@ fn run(cli: Cli, jobs: Jobs) -> u8 {
             log();
             node::serve_registry(listen, data_dir.as_deref(), dev_child)
         }
+        Command::Config {
+            command: ConfigCommand::Running { node },
+        } => {
+            let asking = Command::Config {
+                command: ConfigCommand::Running { node },
+            };
+            node::block_on(client::run(&api, json, asking))
+        }
         Command::Config { command } => configuration(command, json),
         Command::Keygen { file } => security::keygen(&file),
         Command::ExecGuard { command } => node::block_on(async move {
             let code = troupe_actors::job::exec::guard::run(&command).await;
             u8::try_from(code).unwrap_or(1)
         }),
+        Command::Bench(args) if args.log_lines.is_some() => {
+            logging::bench(args.log_lines.unwrap_or(0), json);
+            0
+        }
         Command::Version => {
             version(json);
             0
@@ -89,12 +104,27 @@ fn run(cli: Cli, jobs: Jobs) -> u8 {
     }
 }
 
-fn run_node(args: &RunArgs, events: EventLog, jobs: Jobs) -> u8 {
+fn run_node(args: &RunArgs, level: Option<LevelFilter>, events: EventLog, jobs: Jobs) -> u8 {
     if args.dev_child {
         node::die_with_parent();
     }
-    match args.told().and_then(|told| load(&told)) {
-        Ok(config) => node::run(config, events, jobs),
+    let told = args.told().map(|mut told| {
+        let flag = level.map(|level| level.as_str().to_lowercase());
+        let flag = flag.map(|level| {
+            (
+                "log.level".to_owned(),
+                level.into(),
+                "--log-level".to_owned(),
+            )
+        });
+        told.values.extend(flag);
+        told
+    });
+    match told.and_then(|told| Ok((load(&told)?, told))) {
+        Ok((config, told)) => {
+            logging::set_level(config.log_level);
+            node::run(config, told, events, jobs)
+        }
         Err(why) => rejected(&why),
     }
 }
@@ -113,6 +143,8 @@ fn configuration(command: ConfigCommand, json: bool) -> u8 {
     let (settings, show, origin) = match command {
         ConfigCommand::Check(settings) => (settings, false, false),
         ConfigCommand::Show { origin, settings } => (settings, true, origin),
+        // Asked of a node.
+        ConfigCommand::Running { .. } => return 2,
     };
     match settings.told().and_then(|told| load(&told)) {
         Ok(config) if show => {

@@ -24,6 +24,8 @@ pub enum Format {
 /// The node's name and id, once known: they stand on every line.
 static NODE: RwLock<Option<(SharedName, String)>> = RwLock::new(None);
 static STARTED: OnceLock<()> = OnceLock::new();
+/// What is let through; replaced when the level changes.
+static FILTER: RwLock<Option<env_logger::Logger>> = RwLock::new(None);
 
 /// A rolled name that is taken is rolled again: lines follow it.
 type SharedName = Arc<Mutex<String>>;
@@ -40,6 +42,32 @@ pub fn start(format: Format, level: LevelFilter, colour: bool, events: EventLog)
     if STARTED.set(()).is_err() {
         return;
     }
+    let filter = filter(level);
+    log::set_max_level(filter.filter());
+    let logger = Logger {
+        format,
+        colour,
+        events,
+    };
+    if let Ok(mut current) = FILTER.write() {
+        *current = Some(filter);
+    }
+    // Only a logger that is already set could fail this, and `STARTED` rules it out.
+    log::set_boxed_logger(Box::new(logger)).ok();
+}
+
+/// Another least level from now on.
+pub fn set_level(level: LevelFilter) {
+    let filter = filter(level);
+    let least = filter.filter();
+    if let Ok(mut current) = FILTER.write() {
+        *current = Some(filter);
+    }
+    log::set_max_level(least);
+}
+
+/// What is logged: ours from this level on, of others warnings; `RUST_LOG` goes before both.
+fn filter(level: LevelFilter) -> env_logger::Logger {
     let mut builder = env_logger::Builder::new();
     builder.filter_level(LevelFilter::Warn);
     for ours in [
@@ -59,20 +87,16 @@ pub fn start(format: Format, level: LevelFilter, colour: bool, events: EventLog)
         builder.filter_module(ours, level);
     }
     builder.parse_default_env();
-    let filter = builder.build();
-    log::set_max_level(filter.filter());
-    let logger = Logger {
-        filter,
-        format,
-        colour,
-        events,
-    };
-    // Only a logger that is already set could fail this, and `STARTED` rules it out.
-    log::set_boxed_logger(Box::new(logger)).ok();
+    builder.build()
+}
+
+/// Whether the filter in use lets this through; before there is one, everything passes.
+fn passes(of: impl Fn(&env_logger::Logger) -> bool) -> bool {
+    let filter = FILTER.read();
+    filter.map_or(true, |filter| filter.as_ref().is_none_or(of))
 }
 
 struct Logger {
-    filter: env_logger::Logger,
     format: Format,
     colour: bool,
     events: EventLog,
@@ -80,18 +104,15 @@ struct Logger {
 
 impl Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        self.filter.enabled(metadata)
+        passes(|filter| filter.enabled(metadata))
     }
 
     fn log(&self, record: &Record<'_>) {
-        if !self.filter.matches(record) {
+        if !passes(|filter| filter.matches(record)) {
             return;
         }
         let fields = fields(record);
-        let line = match self.format {
-            Format::Json => serde_json::to_string(&fields).unwrap_or_default(),
-            Format::Text => text(&fields, self.colour),
-        };
+        let line = line(&fields, self.format, self.colour);
         // Whoever read us is gone: the ring still has it.
         writeln!(std::io::stdout().lock(), "{line}").ok();
         self.events.push(fields);
@@ -107,7 +128,10 @@ struct Fields(Map<String, Json>);
 impl<'kvs> VisitSource<'kvs> for Fields {
     fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), log::kv::Error> {
         let json = serde_json::to_value(&value).unwrap_or_else(|_| Json::String(value.to_string()));
-        self.0.insert(key.as_str().to_owned(), json);
+        // What does not apply is not there.
+        if !json.is_null() {
+            self.0.insert(key.as_str().to_owned(), json);
+        }
         Ok(())
     }
 }
@@ -141,6 +165,56 @@ fn actor(target: &str) -> &str {
         Some("troupe_actors" | "troupe") => parts.next().unwrap_or("node"),
         Some(first) => first,
         None => target,
+    }
+}
+
+/// What a line costs, from the key-values to the bytes that are printed and the record in the ring: a line such as those about tasks.
+pub fn bench(lines: u64, json: bool) {
+    let lines = lines.clamp(1, 100_000_000);
+    let mut sink = std::fs::File::create("/dev/null").map(std::io::BufWriter::new);
+    let events = EventLog::new(10_000);
+    let mut measured = Vec::new();
+    for (name, format) in [("json", Format::Json), ("text", Format::Text)] {
+        let began = std::time::Instant::now();
+        for n in 0..lines {
+            let kvs = [
+                ("event", Value::from("task.finished")),
+                ("task", Value::from("01a218bc-b772-74ed-ad7d-d1adbf1df2d7")),
+                ("attempt", Value::from("1795711322-4/1")),
+                ("executor", Value::from("brave-lion")),
+                ("duration_ms", Value::from(n)),
+                ("epoch", Value::from("1795711322-4")),
+            ];
+            let record = Record::builder()
+                .args(format_args!("task finished"))
+                .level(Level::Info)
+                .target("master")
+                .key_values(&kvs)
+                .build();
+            let fields = fields(&record);
+            let line = line(&fields, format, false);
+            if let Ok(sink) = &mut sink {
+                writeln!(sink, "{line}").ok();
+            }
+            events.push(fields);
+        }
+        let each = began.elapsed().as_secs_f64() * 1e6 / lines as f64;
+        measured.push((name, each));
+    }
+    for (name, each) in measured {
+        let line = match json {
+            true => serde_json::json!({ "format": name, "lines": lines, "us_per_line": each })
+                .to_string(),
+            false => format!("{name}: {each:.2} µs a line, {lines} lines"),
+        };
+        println!("{line}");
+    }
+}
+
+fn line(fields: &Map<String, Json>, format: Format, colour: bool) -> String {
+    match format {
+        Format::Json => serde_json::to_string(fields).unwrap_or_default(),
+        Format::Text => text(fields, colour),
     }
 }
 

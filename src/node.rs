@@ -4,6 +4,7 @@
 //! round.
 
 use std::future::Future;
+use std::io::IsTerminal;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,21 +14,22 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use actix::{Actor, Addr};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::watch;
 use tokio::time::timeout;
-use troupe_actors::admin::{ActorView, Actors, AdminActor, AdminSeed, AdminSettings};
+use troupe_actors::admin::{ActorView, Actors, AdminActor, AdminSeed, AdminSettings, DrainReceipt};
 use troupe_actors::cluster::{Fence, Identity, Registration};
-use troupe_actors::discovery::Retire;
 use troupe_actors::discovery::actor::{
     DiscoveryActor, DiscoverySeed, MasterPorts, RegistryPorts, TransportPorts,
 };
+use troupe_actors::discovery::{Retire, Retired};
 use troupe_actors::events::EventLog;
 use troupe_actors::id::NodeId;
 use troupe_actors::job::Jobs;
 use troupe_actors::job::exec::Exec;
 use troupe_actors::job::multiply::Multiply;
 use troupe_actors::job::noop::Noop;
-use troupe_actors::master::MasterPulse;
 use troupe_actors::master::actor::{JournalSeed, MasterActor, MasterSeed};
+use troupe_actors::master::{AskMaster, MasterPulse};
 use troupe_actors::registry::Backend;
 use troupe_actors::registry::actor::{Deregister, RegistryActor, RegistrySeed, roll_name};
 use troupe_actors::registry::embedded::{BindError, Server};
@@ -46,13 +48,16 @@ use troupe_actors::worker::DrainWorker;
 use troupe_actors::worker::actor::{WorkerActor, WorkerSeed};
 
 use crate::advertise;
-use crate::config::Config;
+use crate::config::{Config, Told};
+use crate::live::{Live, Ports};
 use crate::logging;
 use crate::security;
 use crate::systemd;
 
 /// Supervision gave up, or the master hung.
 const EXIT_GAVE_UP: u8 = 70;
+/// It drained, and something was lost or did not end as it should.
+const EXIT_UNCLEAN: u8 = 1;
 /// The configuration does not fit this machine or this cluster.
 const EXIT_CONFIG: u8 = 78;
 /// Where the embedded registry of a machine is.
@@ -66,6 +71,11 @@ const EXEC_GUARD: [&str; 3] = ["/proc/self/exe", "exec-guard", "--"];
 const STEP: Duration = Duration::from_secs(5);
 /// All four of them.
 const LEAVING: Duration = Duration::from_secs(20);
+/// How often a master that leaves alone looks whether its last tasks are done, and for how many looks nothing of them may run.
+const LOOK: Duration = Duration::from_millis(20);
+const IDLE_LOOKS: u32 = 25;
+/// How long the answer with the receipt has to leave.
+const RECEIPT_GRACE: Duration = Duration::from_millis(100);
 /// Messages that wait for an actor before a sender is held back.
 const MAILBOX: usize = 1024;
 
@@ -147,15 +157,15 @@ enum End {
 }
 
 /// `troupe run`: until it is told to stop or cannot go on; answers the exit code.
-pub fn run(config: Config, events: EventLog, jobs: Jobs) -> u8 {
+pub fn run(config: Config, told: Told, events: EventLog, jobs: Jobs) -> u8 {
     install_panic_hook();
-    let code = block_on(start(config, events, jobs));
+    let code = block_on(start(config, told, events, jobs));
     log::logger().flush();
     // Arbiters may hang for ever: nothing waits for them.
     std::process::exit(i32::from(code))
 }
 
-async fn start(config: Config, events: EventLog, jobs: Jobs) -> u8 {
+async fn start(config: Config, told: Told, events: EventLog, jobs: Jobs) -> u8 {
     let node = match Node::prepare(config, events, jobs).await {
         Ok(node) => node,
         Err(why) => {
@@ -165,20 +175,22 @@ async fn start(config: Config, events: EventLog, jobs: Jobs) -> u8 {
         }
     };
     let (end, ends) = unbounded_channel();
-    let drain = node.config.node.drain;
-    let (rotation, tls) = (node.config.clone(), node.tls.clone());
+    let live = Live::new(
+        node.config.clone(),
+        told,
+        Arc::clone(&node.identity.name),
+        node.tls.clone(),
+    );
     let (open, bind) = (node.registration.insecure, node.config.node.bind);
-    let grown = grow(node, &end);
+    let grown = grow(node, &live, &end);
     actix_rt::spawn(systemd::feed_watchdog(grown.supervisor.clone()));
     let _watchdog = Watchdog::start(&grown.supervisor, WatchdogSettings::default(), |_| ());
     listen_for_signals(&end);
-    if let Some(tls) = tls {
-        security::reload_on_hangup(rotation, tls);
-    }
+    listen_for_reload(&live, &end);
     if open {
         security::shout(bind);
     }
-    until_the_end(grown, ends, drain).await
+    until_the_end(grown, ends).await
 }
 
 /// Everything that is made once and outlives each actor.
@@ -359,10 +371,15 @@ struct Grown {
     registry: Addr<RegistryActor>,
     discovery: Addr<DiscoveryActor>,
     worker: Addr<WorkerActor>,
+    master: Addr<MasterActor>,
+    live: Live,
+    identity: Identity,
+    /// Where the receipt of the drain is told.
+    drained: watch::Sender<Option<DrainReceipt>>,
 }
 
 /// The supervision tree, in start order. All mailboxes first, so that everybody may hold everybody's address.
-fn grow(node: Node, end: &UnboundedSender<End>) -> Grown {
+fn grow(node: Node, live: &Live, end: &UnboundedSender<End>) -> Grown {
     let (registry, registry_box) = mailbox::<RegistryActor>(MAILBOX);
     let (transport, transport_box) = mailbox::<TransportActor>(MAILBOX);
     let (discovery, discovery_box) = mailbox::<DiscoveryActor>(MAILBOX);
@@ -474,7 +491,23 @@ fn grow(node: Node, end: &UnboundedSender<End>) -> Grown {
         },
     };
 
+    live.connect(Ports {
+        registry: registry.clone(),
+        discovery: discovery.clone(),
+        master: master.clone(),
+    });
     let tree = Arc::new(Tree::default());
+    let (drained, is_drained) = watch::channel(None);
+    let grown = |supervisor| Grown {
+        supervisor,
+        registry: registry.clone(),
+        discovery: discovery.clone(),
+        worker: worker.clone(),
+        master: master.clone(),
+        live: live.clone(),
+        identity: identity.clone(),
+        drained,
+    };
     let admin_seed = AdminSeed {
         settings: AdminSettings::default(),
         identity: identity.clone(),
@@ -485,6 +518,8 @@ fn grow(node: Node, end: &UnboundedSender<End>) -> Grown {
         refusals,
         actors: Arc::clone(&tree) as Arc<dyn Actors>,
         drain: asking_to_leave(end),
+        drained: is_drained,
+        config: Arc::new(live.clone()),
         ask_master: master.clone().recipient(),
         list_tasks: master.clone().recipient(),
         get_task: master.clone().recipient(),
@@ -492,7 +527,7 @@ fn grow(node: Node, end: &UnboundedSender<End>) -> Grown {
         await_tasks: master.clone().recipient(),
         cancel_task: master.clone().recipient(),
         retry_task: master.clone().recipient(),
-        submit: master.recipient(),
+        submit: master.clone().recipient(),
         ask_worker: worker.clone().recipient(),
         ask_registry: registry.clone().recipient(),
         list_keys: registry.clone().recipient(),
@@ -507,7 +542,13 @@ fn grow(node: Node, end: &UnboundedSender<End>) -> Grown {
             "registry",
             Plane::Control,
             registry_box,
-            move || RegistryActor::new(registry_seed.clone()),
+            renewed(live, registry_seed, |seed, now| {
+                let said = &mut seed.registration;
+                said.weight = now.discovery.weight;
+                said.eligible = now.discovery.eligible;
+                said.tags = now.node.tags;
+                RegistryActor::new(seed.clone())
+            }),
         ))
         .child(ChildSpec::new(
             "transport",
@@ -519,7 +560,10 @@ fn grow(node: Node, end: &UnboundedSender<End>) -> Grown {
             "discovery",
             Plane::Control,
             discovery_box,
-            move || DiscoveryActor::new(discovery_seed.clone()),
+            renewed(live, discovery_seed, |seed, now| {
+                seed.settings = now.discovery;
+                DiscoveryActor::new(seed.clone())
+            }),
         ))
         .child(ChildSpec::new(
             "worker",
@@ -531,7 +575,10 @@ fn grow(node: Node, end: &UnboundedSender<End>) -> Grown {
             "master",
             Plane::Tasks,
             master_box,
-            move || MasterActor::new(master_seed.clone()),
+            renewed(live, master_seed, |seed, now| {
+                (seed.settings, seed.generator) = (now.master, now.generator);
+                MasterActor::new(seed.clone())
+            }),
         ))
         .child(ChildSpec::new(
             "admin",
@@ -541,12 +588,17 @@ fn grow(node: Node, end: &UnboundedSender<End>) -> Grown {
         ))
         .start(node.spawner, move |why| gave_up(why.to_string()));
     tree.0.get_or_init(|| supervisor.clone());
-    Grown {
-        supervisor,
-        registry,
-        discovery,
-        worker,
-    }
+    grown(supervisor)
+}
+
+/// A factory whose lives begin with the settings in use then.
+fn renewed<S, A>(
+    live: &Live,
+    mut seed: S,
+    make: fn(&mut S, Config) -> A,
+) -> impl FnMut() -> A + use<S, A> {
+    let live = live.clone();
+    move || make(&mut seed, live.config())
 }
 
 /// The supervision tree as the admin API sees it; filled once it is grown.
@@ -568,6 +620,7 @@ impl Actors for Tree {
             mailbox: r.mailbox,
             handled: r.handled,
             uptime_s: r.uptime.as_secs_f64(),
+            busy_with: r.busy_with.map(str::to_owned),
         };
         reports.into_iter().map(view).collect()
     }
@@ -638,8 +691,29 @@ fn listen_for_signals(end: &UnboundedSender<End>) {
     }
 }
 
-async fn until_the_end(grown: Grown, mut ends: UnboundedReceiver<End>, drain: Duration) -> u8 {
-    let code = match ends.recv().await {
+/// SIGHUP reads the configuration again; when it says that the terminal is gone, the node goes too.
+fn listen_for_reload(live: &Live, end: &UnboundedSender<End>) {
+    let (live, end) = (live.clone(), end.clone());
+    let at_a_terminal = std::io::stdout().is_terminal();
+    let Ok(mut signals) = signal(SignalKind::hangup()) else {
+        return;
+    };
+    actix_rt::spawn(async move {
+        while signals.recv().await.is_some() {
+            if at_a_terminal && !std::io::stdout().is_terminal() {
+                drop(end.send(End::Asked("the end of its terminal")));
+                return;
+            }
+            // What was refused is logged there.
+            drop(live.clone().reload().await);
+        }
+    });
+}
+
+async fn until_the_end(grown: Grown, mut ends: UnboundedReceiver<End>) -> u8 {
+    let end = ends.recv().await;
+    let drain = grown.live.config().node.drain;
+    let code = match end {
         None => return 1,
         Some(End::Asked(by)) => {
             log::info!(target: "node", event = "node.draining", reason = by; "told to stop: draining");
@@ -667,7 +741,7 @@ async fn until_the_end(grown: Grown, mut ends: UnboundedReceiver<End>, drain: Du
             log::warn!(target: "node", event = "node.stopped", reason = again; "told again: stopping at once");
             130
         }
-        () = leave(&grown, drain) => code,
+        clean = leave(&grown, drain) => if clean { code } else { code.max(EXIT_UNCLEAN) },
     }
 }
 
@@ -680,21 +754,92 @@ async fn another_asked(ends: &mut UnboundedReceiver<End>) -> &'static str {
     std::future::pending().await
 }
 
-/// Hands mastership over, lets running work finish or hands it back, deregisters, stops the actors. Each step has a bound,
-/// since what is broken may be the very actor that is asked.
-async fn leave(grown: &Grown, drain: Duration) {
+/// Hands mastership over, lets running work finish or hands it back, tells what came of it, deregisters, stops the actors. Each step
+/// has a bound, since what is broken may be the very actor that is asked. Answers whether all of it went well.
+async fn leave(grown: &Grown, drain: Duration) -> bool {
     let began = tokio::time::Instant::now();
-    let retired = timeout(STEP, grown.discovery.send(Retire)).await;
-    let drained = timeout(
-        drain + STEP,
-        grown.worker.send(DrainWorker { within: drain }),
-    )
-    .await;
-    let deregistered = timeout(STEP, grown.registry.send(Deregister)).await;
-    let work = drained.ok().and_then(Result::ok).unwrap_or_default();
-    let report = timeout(STEP, grown.supervisor.shutdown()).await;
-    let clean = retired.is_ok()
-        && matches!(deregistered, Ok(Ok(Ok(()))))
-        && report.is_ok_and(|r| r.is_clean());
-    log::info!(target: "node", event = "node.drained", finished = work.finished, handed_back = work.handed_back, clean = clean, duration_ms = began.elapsed().as_millis() as u64; "drained");
+    grown.live.stop_making();
+    let mut receipt = DrainReceipt {
+        node: grown.identity.name(),
+        id: grown.identity.id,
+        ..DrainReceipt::default()
+    };
+    match timeout(STEP, grown.discovery.send(Retire)).await {
+        Ok(Ok(Retired::Follower)) => {}
+        Ok(Ok(Retired::HandedOver(new))) => {
+            receipt.heir = Some(new.name);
+            receipt.epoch = Some(new.epoch);
+            receipt.handed_over = new.handed_over as u64;
+            receipt.masterless_ms = Some(new.masterless_ms);
+        }
+        Ok(Ok(Retired::NoHeir(_))) => finish_alone(grown, began + drain).await,
+        Ok(Err(_)) | Err(_) => receipt.wrong.push("mastership: no answer".to_owned()),
+    }
+    let within = drain.saturating_sub(began.elapsed());
+    let drained = grown.worker.send(DrainWorker { within });
+    match timeout(within + STEP, drained).await {
+        Ok(Ok(work)) => {
+            receipt.finished = work.finished as u64;
+            receipt.handed_back = work.handed_back as u64;
+            receipt.untold = work.untold as u64;
+        }
+        Ok(Err(_)) | Err(_) => receipt.wrong.push("running work: no answer".to_owned()),
+    }
+    match timeout(STEP, grown.master.send(AskMaster)).await {
+        Ok(Ok(left)) => receipt.lost = left.ephemeral,
+        Ok(Err(_)) | Err(_) => receipt.wrong.push("open tasks: no answer".to_owned()),
+    }
+    receipt.duration_ms = began.elapsed().as_millis() as u64;
+    tell_receipt(grown, &receipt).await;
+    match timeout(STEP, grown.registry.send(Deregister)).await {
+        Ok(Ok(Ok(()))) => {}
+        Ok(Ok(Err(why))) => receipt.wrong.push(format!("registration: {why}")),
+        Ok(Err(_)) | Err(_) => receipt.wrong.push("registration: no answer".to_owned()),
+    }
+    match timeout(STEP, grown.supervisor.shutdown()).await {
+        Ok(report) => {
+            let overdue = report.overdue.into_iter();
+            let words = overdue.map(|actor| format!("the {actor} actor did not stop"));
+            receipt.wrong.extend(words);
+        }
+        Err(_) => receipt.wrong.push("actors: they did not stop".to_owned()),
+    }
+    receipt.duration_ms = began.elapsed().as_millis() as u64;
+    say_drained(&receipt);
+    receipt.is_clean()
+}
+
+/// A master without an heir finishes what would end with it, as long as something of it runs.
+async fn finish_alone(grown: &Grown, until: tokio::time::Instant) {
+    let mut idle = 0;
+    while tokio::time::Instant::now() < until && idle < IDLE_LOOKS {
+        let Ok(Ok(left)) = timeout(STEP, grown.master.send(AskMaster)).await else {
+            return;
+        };
+        if left.ephemeral == 0 {
+            return;
+        }
+        let runs = left.outstanding.values().any(|attempts| *attempts > 0);
+        idle = if runs { 0 } else { idle + 1 };
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Tells whoever waits, and gives the answer a moment to leave while there are sessions to carry it.
+async fn tell_receipt(grown: &Grown, receipt: &DrainReceipt) {
+    // One receiver is the API's own.
+    let waited_for = grown.drained.receiver_count() > 1;
+    grown.drained.send_replace(Some(receipt.clone()));
+    if waited_for {
+        tokio::time::sleep(RECEIPT_GRACE).await;
+    }
+}
+
+fn say_drained(receipt: &DrainReceipt) {
+    let level = if receipt.is_clean() {
+        log::Level::Info
+    } else {
+        log::Level::Warn
+    };
+    log::log!(target: "node", level, event = "node.drained", finished = receipt.finished, handed_back = receipt.handed_back, untold = receipt.untold, heir:serde = receipt.heir, handed_over = receipt.handed_over, lost = receipt.lost, masterless_ms:serde = receipt.masterless_ms, clean = receipt.is_clean(), wrong = receipt.wrong.join("; "), duration_ms = receipt.duration_ms; "drained");
 }

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rand::RngExt;
-use tokio::signal::unix::{SignalKind, signal};
 use troupe_actors::id::NodeId;
 use troupe_actors::registry::etcd::{Access, Certificate, Identity, TlsOptions};
 use troupe_actors::transport::tls::{Credentials, OwnCertificates, Secret, Tls, TlsError};
@@ -138,30 +137,28 @@ pub fn shout(bind: SocketAddr) {
     });
 }
 
-/// At SIGHUP secrets and certificates are read again. What is wrong changes nothing; sessions that are up stay.
-pub fn reload_on_hangup(config: Config, tls: Arc<Tls>) {
-    let Ok(mut hangups) = signal(SignalKind::hangup()) else {
-        return;
+/// Reads secrets and certificates again. What is wrong changes nothing; sessions that are up stay.
+///
+/// # Errors
+/// What is wrong with which file, in words; it is logged too.
+pub fn read_again(config: &Config, tls: &Tls) -> Result<(), String> {
+    let read = credentials(config);
+    let read = read.and_then(|c| c.ok_or_else(|| "the secret is gone".to_owned()));
+    let accepted = match &read {
+        Ok(Credentials::Secrets(all)) => all.len(),
+        _ => 1,
     };
-    actix_rt::spawn(async move {
-        while hangups.recv().await.is_some() {
-            let read = credentials(&config);
-            let read = read.and_then(|c| c.ok_or_else(|| "the secret is gone".to_owned()));
-            let accepted = match &read {
-                Ok(Credentials::Secrets(all)) => all.len(),
-                _ => 1,
-            };
-            let replaced = read.and_then(|c| tls.replace(c).map_err(|why| about(&config, &why)));
-            match replaced {
-                Ok(holder) => {
-                    log::info!(target: "node", event = "security.reloaded", certificate:display = holder, accepted = accepted; "secrets and certificates are read again; sessions that are up stay");
-                }
-                Err(why) => {
-                    log::error!(target: "node", event = "security.not_reloaded", reason = why.as_str(); "secrets and certificates stay as they were");
-                }
-            }
+    let replaced = read.and_then(|c| tls.replace(c).map_err(|why| about(config, &why)));
+    match replaced {
+        Ok(holder) => {
+            log::info!(target: "node", event = "security.reloaded", certificate:display = holder, accepted = accepted; "secrets and certificates are read again; sessions that are up stay");
+            Ok(())
         }
-    });
+        Err(why) => {
+            log::error!(target: "node", event = "security.not_reloaded", reason = why.as_str(); "secrets and certificates stay as they were");
+            Err(why)
+        }
+    }
 }
 
 /// How the registry lets us in, as configured.

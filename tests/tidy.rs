@@ -238,6 +238,23 @@ fn the_documented_defaults_are_the_defaults() {
     assert_eq!(show(&path), show(Path::new("/dev/null")));
 }
 
+/// Or the watchdog could not say which message hangs.
+#[test]
+fn every_handler_of_an_actor_says_first_what_it_handles() {
+    for path in files(".rs")
+        .iter()
+        .filter(|p| p.starts_with("actors/src/") && !p.contains("/testkit/"))
+    {
+        let text = read(path);
+        for begin in text.split("\nimpl Handler<").skip(1) {
+            let (message, rest) = begin.split_once("> for ").unwrap();
+            let body = rest.split("\n}").next().unwrap();
+            let said = format!("{{\n        handling::<{message}>();");
+            assert!(body.contains(&said), "{path}: Handler<{message}>");
+        }
+    }
+}
+
 /// The tree as README shows it: folders with their files, two levels of `src`.
 fn tree() -> String {
     let mut lines = vec!["```".to_owned()];

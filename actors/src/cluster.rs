@@ -207,6 +207,7 @@ fn decisive(c: &Cluster) -> impl PartialEq + use<> {
             let r = &m.registration;
             (
                 r.id,
+                (r.weight, r.eligible, r.tags.clone()),
                 m.incarnation,
                 m.state,
                 m.session,

@@ -16,6 +16,7 @@ pub mod supervisor;
 #[cfg(feature = "testkit")]
 pub mod testkit;
 pub mod time;
+pub mod trace;
 pub mod transport;
 pub mod wire;
 pub mod worker;

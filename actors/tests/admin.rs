@@ -13,10 +13,14 @@ use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::http::{HeaderMap, Request, StatusCode};
 use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tower::ServiceExt;
-use troupe_actors::admin::{ActorView, Actors, AdminActor, AdminSeed, AdminSettings};
+use troupe_actors::admin::{
+    ActorView, Actors, AdminActor, AdminSeed, AdminSettings, ChangedView, DrainReceipt,
+    SettingView, Settings,
+};
 use troupe_actors::cluster::{
     Cluster, ClusterChanged, Identity, Master, MasterRecord, Member, MemberState, Registration,
 };
@@ -206,7 +210,7 @@ plays! {
         }
         script.heirs.push(ask.heir.clone());
         match ask.heir {
-            Some(_) => Ok(NewMaster { name: "beta".into(), epoch: "1-9".into(), handed_over: 3 }),
+            Some(_) => Ok(NewMaster { name: "beta".into(), epoch: "1-9".into(), handed_over: 3, masterless_ms: 1.5 }),
             None => Err(StepDownError::NoHeir("alone".into())),
         }
     };
@@ -253,6 +257,67 @@ impl Handler<Inbound> for Mute {
     fn handle(&mut self, _: Inbound, _: &mut Self::Context) {}
 }
 
+/// Settings of which one takes a number.
+struct Knobs;
+
+impl Settings for Knobs {
+    fn show(&self) -> BTreeMap<String, SettingView> {
+        let weight = SettingView {
+            value: json!(0),
+            origin: "default".into(),
+            live: true,
+        };
+        BTreeMap::from([("discovery.weight".to_owned(), weight)])
+    }
+
+    fn set(
+        &self,
+        values: BTreeMap<String, Value>,
+    ) -> BoxFuture<'static, Result<ChangedView, String>> {
+        Box::pin(async move {
+            let number = values.get("discovery.weight").and_then(Value::as_i64);
+            let number = number.ok_or("it takes a number")?;
+            Ok(ChangedView {
+                changed: vec![format!("discovery.weight = {number}")],
+                ..ChangedView::default()
+            })
+        })
+    }
+
+    fn reload(&self) -> BoxFuture<'static, Result<ChangedView, String>> {
+        Box::pin(async { Err("config.toml:1: is not TOML".to_owned()) })
+    }
+}
+
+#[actix_rt::test]
+async fn settings_are_shown_changed_and_read_again_at_any_node() {
+    let (alpha, _beta, _) = pair().await;
+    let (status, shown) = alpha.get("/v1/config?node=beta").await;
+    assert_eq!(status, 200, "{shown}");
+    assert_eq!(shown["node"], "beta");
+    assert_eq!(shown["settings"]["discovery.weight"]["live"], true);
+    let (status, changed) = alpha
+        .post("/v1/config?node=beta", r#"{"discovery.weight": 5}"#)
+        .await;
+    assert_eq!(status, 200, "{changed}");
+    assert_eq!(changed["changed"], json!(["discovery.weight = 5"]));
+    for (path, body, status, words) in [
+        (
+            "/v1/config?node=beta",
+            r#"{"discovery.weight": "x"}"#,
+            422,
+            "a number",
+        ),
+        ("/v1/config", "[]", 400, ""),
+        ("/v1/config/reload", "", 422, "not TOML"),
+        ("/v1/config/reload?node=nobody", "", 404, "nobody"),
+    ] {
+        let (found, answer) = alpha.post(path, body).await;
+        assert_eq!(found, status, "{path}: {answer}");
+        assert!(answer.to_string().contains(words), "{path}: {answer}");
+    }
+}
+
 /// A supervision tree whose report panics once its master is to hang.
 #[derive(Default)]
 struct Tree {
@@ -276,6 +341,7 @@ impl Actors for Tree {
             mailbox: Some(0),
             handled: 7,
             uptime_s: 1.5,
+            busy_with: None,
         }]
     }
 
@@ -314,6 +380,7 @@ fn node(id: NodeId, network: &Network, settings: AdminSettings) -> Node {
     .start();
     let (tree, drains) = (Arc::new(Tree::default()), Arc::new(AtomicUsize::new(0)));
     let count = Arc::clone(&drains);
+    let (drained, is_drained) = tokio::sync::watch::channel(None);
     let seed = AdminSeed {
         settings,
         identity: Identity {
@@ -330,7 +397,14 @@ fn node(id: NodeId, network: &Network, settings: AdminSettings) -> Node {
         actors: tree.clone(),
         drain: Arc::new(move || {
             count.fetch_add(1, Ordering::Relaxed);
+            let receipt = DrainReceipt {
+                finished: 3,
+                ..DrainReceipt::default()
+            };
+            drained.send_replace(Some(receipt));
         }),
+        drained: is_drained,
+        config: Arc::new(Knobs),
         ask_master: others.clone().recipient(),
         list_tasks: others.clone().recipient(),
         get_task: others.clone().recipient(),
@@ -519,6 +593,8 @@ fn view(id: TaskId, state: &str) -> TaskView {
         refused: vec![],
         not_before: None,
         progress: None,
+        meta: BTreeMap::new(),
+        trace_id: None,
         stale: false,
     }
 }
@@ -920,6 +996,9 @@ async fn what_belongs_to_a_node_is_carried_there() {
     let drained = alpha.post("/v1/members/beta/drain", "").await;
     assert_eq!(drained, (202, json!({"node": "beta", "draining": true})));
     assert_eq!(beta.drains.load(Ordering::Relaxed), 1);
+    let (status, receipt) = alpha.post("/v1/members/beta/drain?wait=1s", "").await;
+    assert_eq!((status, &receipt["finished"]), (200, &json!(3)));
+    assert_eq!(receipt["lost"], 0);
     assert_eq!(alpha.get("/v1/status?node=beta").await.1["node"], "beta");
     let refused = alpha.post("/v1/actors/nobody/kill?node=beta", "").await;
     assert_eq!(code(&refused), (404, "no_such_actor"));

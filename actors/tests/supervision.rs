@@ -512,7 +512,7 @@ async fn a_hang_is_named_the_rest_goes_on_and_a_shutdown_says_who_stayed() {
     handle.kill(&kill("stuck", How::Hang)).unwrap();
     let finding = found.recv().await.unwrap();
     assert!(
-        matches!(finding, Finding::Hung { actor: "stuck", busy_for } if busy_for > settings.hung_after)
+        matches!(finding, Finding::Hung { actor: "stuck", busy_for, .. } if busy_for > settings.hung_after)
     );
     let report = report_of(&handle, "stuck");
     assert_eq!((report.state, report.mailbox), (ActorState::Hung, None));

@@ -142,8 +142,25 @@ impl Api {
     }
 
     pub(super) async fn post(&self, path: &str, body: String) -> Result<Json, Failure> {
+        self.post_within(path, body, ANSWER).await
+    }
+
+    /// `GET path` of what is no JSON.
+    pub(super) async fn text(&self, path: &str) -> Result<String, Failure> {
+        let request = self.request(Method::GET, path, "", String::new())?;
+        let body = self.exchange(request, ANSWER).await?;
+        Ok(String::from_utf8_lossy(&body).into_owned())
+    }
+
+    /// `POST path` that may take longer.
+    pub(super) async fn post_within(
+        &self,
+        path: &str,
+        body: String,
+        within: Duration,
+    ) -> Result<Json, Failure> {
         let request = self.request(Method::POST, path, "application/json", body)?;
-        parse(&self.exchange(request, ANSWER).await?)
+        parse(&self.exchange(request, within).await?)
     }
 
     /// Posts lines of JSON; answers lines of JSON.

@@ -13,12 +13,22 @@
 //! | slow | timers that fire late |
 //! | actors | restarts, hung or stopped actors |
 //! | work | tasks queued and nobody alive to do them |
+//! | dial-back | a peer could not reach an address where a member says it is |
+//! | etcd | alarms, its quota, a history that nobody compacts |
 
+mod etcd;
+mod measured;
+
+use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
-use serde_json::json;
-use troupe_actors::admin::{ActorsView, MemberView, MembersView, StatusView};
+use serde_json::{Map, Value, json};
+use troupe_actors::admin::{
+    ActorsView, ConfigView, MemberView, MembersView, RecordsView, StatusView,
+};
+
+use self::measured::Measured;
 
 use super::api::{Api, Failure, query};
 use super::read;
@@ -28,6 +38,8 @@ use crate::config::{self, Config};
 
 /// Clocks further apart than this confuse whoever reads times; order does not depend on them.
 const CLOCK_OFF: Duration = Duration::from_secs(1);
+/// How long discovery waits for an heir.
+const HEIR_PATIENCE: Duration = Duration::from_secs(2);
 /// Timers that fire later than this make a node doubt itself.
 const LATE: Duration = Duration::from_millis(100);
 
@@ -44,6 +56,8 @@ struct Finding {
 struct Window {
     window: &'static str,
     at_worst_ms: u128,
+    /// The longest that the nodes' records tell of.
+    measured_ms: Option<u128>,
     because: String,
 }
 
@@ -56,12 +70,25 @@ pub(super) async fn doctor(api: &Api, screen: &Screen, args: &SettingArgs) -> Re
     let actors: ActorsView = read(api.get("/v1/actors").await?)?;
     let mut findings = of_the_members(&members.members);
     findings.extend(of_the_actors(&actors));
+    let mut endpoints = BTreeSet::new();
+    let mut compacts = false;
     for member in &members.members {
+        let path = query("/v1/config", &[("node", Some(&member.name))]);
+        if let Ok(used) = api.get(&path).await.and_then(read::<ConfigView>) {
+            let compact = used.settings.get("registry.compact");
+            compacts |= compact.is_some_and(|c| c.value == Value::Bool(true));
+        }
         let asked = SystemTime::now();
         let path = query("/v1/status", &[("node", Some(&member.name))]);
         match api.get(&path).await.and_then(read::<StatusView>) {
             Ok(status) => {
                 let took = asked.elapsed().unwrap_or_default();
+                // The embedded registry has no quota and no alarms.
+                let of_etcd = status.registry.iter().filter(|r| {
+                    let version = r.version.as_deref().unwrap_or("");
+                    r.up && !version.contains("troupe")
+                });
+                endpoints.extend(of_etcd.flat_map(|r| r.endpoints.clone()));
                 findings.extend(of_the_status(&status, asked + took / 2, took));
             }
             Err(failure) => findings.push(bad(
@@ -74,7 +101,13 @@ pub(super) async fn doctor(api: &Api, screen: &Screen, args: &SettingArgs) -> Re
             )),
         }
     }
-    let windows = windows(&config);
+    for endpoint in endpoints {
+        let health = etcd::ask(&endpoint).await;
+        findings.extend(etcd::findings(&endpoint, health.as_ref(), compacts));
+    }
+    let records = records(api).await;
+    findings.extend(unreachable(&members.members, &records));
+    let windows = windows(&config, &measured::measure(&records));
     let well = findings.iter().all(|f| f.ok);
     let value = json!({ "ok": well, "findings": findings, "windows": windows });
     screen.value(&value, || {
@@ -85,6 +118,47 @@ pub(super) async fn doctor(api: &Api, screen: &Screen, args: &SettingArgs) -> Re
         ])
     })?;
     if well { Ok(()) } else { Err(Failure::Failed) }
+}
+
+/// What was decided, and what the newest records tell of tasks, in one order; nothing when it cannot be had.
+async fn records(api: &Api) -> Vec<Map<String, Value>> {
+    let mut all = Vec::new();
+    for more in ["&decisions=true", ""] {
+        let path = format!("/v1/logs?follow=false&limit=10000{more}");
+        let view = api.get(&path).await.and_then(read::<RecordsView>);
+        all.extend(view.map(|view| view.records).unwrap_or_default());
+    }
+    let stamp = |record: &Map<String, Value>| {
+        let text = |key: &str| record.get(key).map(Value::to_string).unwrap_or_default();
+        (text("hlc"), text("node_id"), text("seq"))
+    };
+    all.sort_by_key(stamp);
+    all.dedup_by_key(|record| stamp(record));
+    all
+}
+
+/// Members of this life whose address a peer could not dial back.
+fn unreachable(members: &[MemberView], records: &[Map<String, Value>]) -> Vec<Finding> {
+    let text = |record: &Map<String, Value>, key: &str| {
+        let text = record.get(key).and_then(Value::as_str);
+        text.unwrap_or("").to_owned()
+    };
+    let told = records
+        .iter()
+        .filter(|record| text(record, "event") == "node.unreachable");
+    let mut wrong: Vec<String> = Vec::new();
+    for record in told {
+        let id = text(record, "node_id");
+        if let Some(member) = members.iter().find(|m| m.id.to_string() == id) {
+            let (address, why) = (text(record, "address"), text(record, "reason"));
+            let words = format!("{} says it is at {address}: {why}", member.name);
+            if !wrong.contains(&words) {
+                wrong.push(words);
+            }
+        }
+    }
+    let fine = "peers reach every member where it says it is".to_owned();
+    all_or("dial-back", wrong, fine)
 }
 
 fn good(check: &'static str, detail: impl Into<String>) -> Finding {
@@ -326,21 +400,27 @@ fn known_defects(version: &str) -> Option<&'static str> {
 }
 
 /// What follows from the settings, as DESIGN derives it.
-fn windows(config: &Config) -> Vec<Window> {
+fn windows(config: &Config, measured: &Measured) -> Vec<Window> {
     let d = &config.discovery;
     let request = config.registry.timeouts.request;
     let soft = d.suspect_ceiling + d.probe_timeout + d.challenge_window;
     let window = |window, at_worst: Duration, because: String| Window {
         window,
         at_worst_ms: at_worst.as_millis(),
+        measured_ms: None,
         because,
+    };
+    let seen = |window: Window, measured: Option<Duration>| Window {
+        measured_ms: measured.map(|d| d.as_millis()),
+        ..window
     };
     let election = d.stagger + 2 * request;
     vec![
-        window("detection, process gone", config.transport.dial_timeout + request, "the broken session, a refused re-dial, one transaction; milliseconds when nothing is slow".to_owned()),
-        window("detection, machine silent", soft + request, format!("suspect_ceiling {:?} + probe_timeout {:?} + challenge_window {:?} + one transaction; ordinarily from suspect_floor {:?} on", d.suspect_ceiling, d.probe_timeout, d.challenge_window, d.suspect_floor)),
-        window("no master, after a silent one", soft + request + election, format!("detection + stagger {:?} + two transactions", d.stagger)),
-        window("a lost attempt runs again", soft + request + config.master.retry_wait, format!("detection + retry_wait {:?}", config.master.retry_wait)),
+        seen(window("detection, process gone", config.transport.dial_timeout + request, "the broken session, a refused re-dial, one transaction; milliseconds when nothing is slow".to_owned()), measured.detection_gone),
+        seen(window("detection, machine silent", soft + request, format!("suspect_ceiling {:?} + probe_timeout {:?} + challenge_window {:?} + one transaction; ordinarily from suspect_floor {:?} on", d.suspect_ceiling, d.probe_timeout, d.challenge_window, d.suspect_floor)), measured.detection_silent),
+        seen(window("no master, after a silent one", soft + request + election, format!("detection + stagger {:?} + two transactions", d.stagger)), measured.masterless_lost),
+        seen(window("no master, handed over", HEIR_PATIENCE, "an heir that does not take over by then is given up, and the master leads on".to_owned()), measured.masterless_handed),
+        seen(window("a lost attempt runs again", soft + request + config.master.retry_wait, format!("detection + retry_wait {:?}", config.master.retry_wait)), measured.again),
         window("a hung attempt runs again", config.master.task_timeout + config.master.retry_wait, format!("task_timeout {:?} + retry_wait", config.master.task_timeout)),
         window("a new master answers for tasks", election + config.master.recovery_wait, format!("the take-over + recovery_wait {:?}", config.master.recovery_wait)),
         window("registration of the dead goes, if nobody is left to condemn", config.registry.ttl + Duration::from_secs(1), format!("ttl {:?}, seen up to a second late", config.registry.ttl)),
@@ -361,11 +441,14 @@ fn findings_table(findings: &[Finding]) -> Table {
 }
 
 fn windows_table(windows: &[Window]) -> Table {
-    let mut table = Table::new(["AT WORST", "WINDOW", "BECAUSE"]);
+    let mut table = Table::new(["AT WORST", "MEASURED", "WINDOW", "BECAUSE"]);
     for window in windows {
         let ms = window.at_worst_ms;
         table.row([
             format!("{ms} ms"),
+            window
+                .measured_ms
+                .map_or_else(|| "-".to_owned(), |ms| format!("{ms} ms")),
             window.window.to_owned(),
             window.because.clone(),
         ]);

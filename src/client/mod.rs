@@ -6,9 +6,11 @@
 mod api;
 mod bench;
 mod compare;
+mod debug;
 mod doctor;
 mod follow;
 mod handle;
+mod operate;
 mod registry;
 mod say;
 mod show;
@@ -17,23 +19,18 @@ mod tasks;
 mod top;
 mod why;
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use serde::de::DeserializeOwned;
 use serde_json::json;
-use troupe_actors::admin::{
-    ActorsView, DrainView, KilledView, MasterView, MembersView, StatusView,
-};
+use troupe_actors::admin::{ActorsView, KilledView, MasterView, MembersView, StatusView};
 use troupe_actors::discovery::NewMaster;
 
 use self::api::{Api, Failure, Json, query, segment};
 pub use self::handle::{Client, ClientError, Task};
 use self::say::Screen;
 pub use self::say::say;
-use crate::cli::{Command, How, RegistryCommand, TasksCommand};
-
-/// Pause between two looks at the view while a drain is waited for.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
+use crate::cli::{Command, ConfigCommand, How, RegistryCommand, TasksCommand};
 
 /// Does a command against the node at `api`; answers the exit code.
 pub async fn run(api: &str, json: bool, command: Command) -> u8 {
@@ -76,7 +73,12 @@ async fn dispatch(api: &Api, screen: &Screen, command: Command) -> Result<(), Fa
             let path = format!("/v1/members/{}/promote", segment(&node));
             hand_over(api, screen, &path).await
         }
-        Command::Drain { node, wait } => drain(api, screen, node, wait).await,
+        Command::Drain { node, wait } => operate::drain(api, screen, node, wait).await,
+        Command::Set { node, settings } => operate::set(api, screen, &node, &settings).await,
+        Command::Reload { node } => operate::reload(api, screen, node.as_deref()).await,
+        Command::Config {
+            command: ConfigCommand::Running { node },
+        } => operate::running(api, screen, node.as_deref()).await,
         Command::Submit(args) => submit::submit(api, screen, args).await,
         Command::Tasks(TasksCommand::Ls { state, job, limit }) => {
             tasks::list(api, screen, state, job, limit).await
@@ -107,6 +109,7 @@ async fn dispatch(api: &Api, screen: &Screen, command: Command) -> Result<(), Fa
             ];
             follow::records(api, screen, query("/v1/logs", &wanted), follow).await
         }
+        Command::Debug { out } => debug::debug(api, screen, out.as_deref()).await,
         Command::Top { once } => top::top(api, screen, once).await,
         Command::Why(asked) => why::why(api, screen, asked).await,
         Command::Doctor(settings) => doctor::doctor(api, screen, &settings).await,
@@ -161,43 +164,10 @@ async fn hand_over(api: &Api, screen: &Screen, path: &str) -> Result<(), Failure
     screen.answer(new, |new: &NewMaster| {
         let open = new.handed_over;
         format!(
-            "{} leads under {}; {open} open tasks went over",
-            new.name, new.epoch
+            "{} leads under {}; {open} open tasks went over, {:.1} ms without a master",
+            new.name, new.epoch, new.masterless_ms
         )
     })
-}
-
-async fn drain(
-    api: &Api,
-    screen: &Screen,
-    node: Option<String>,
-    wait: bool,
-) -> Result<(), Failure> {
-    let asked: StatusView = read(api.get("/v1/status").await?)?;
-    let name = node.unwrap_or_else(|| asked.node.clone());
-    let before: MembersView = read(api.get("/v1/members").await?)?;
-    let member = before.members.iter().find(|m| m.name == name);
-    let path = format!("/v1/members/{}/drain", segment(&name));
-    let begun = api.post(&path, String::new()).await?;
-    if !wait {
-        return screen.answer(begun, |d: &DrainView| format!("{} drains", d.node));
-    }
-    let Some(member) = member else {
-        return screen.answer(begun, |d: &DrainView| format!("{} was no member", d.node));
-    };
-    let itself = member.id == asked.id;
-    loop {
-        match api.get("/v1/members").await.and_then(read::<MembersView>) {
-            Ok(view) if view.members.iter().all(|m| m.id != member.id) => break,
-            // The asked node itself leaves: that it no longer answers is what was waited for.
-            Err(Failure::Nobody { .. }) if itself => break,
-            Err(failure @ Failure::Nobody { .. }) => return Err(failure),
-            // A refusal while it changes hands.
-            Ok(_) | Err(_) => tokio::time::sleep(LOOK_EVERY).await,
-        }
-    }
-    let gone = json!({ "node": name, "draining": false, "gone": true });
-    screen.value(&gone, || format!("{name} is gone"))
 }
 
 /// An answer as a view; a node of another version may not fit.

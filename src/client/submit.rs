@@ -7,6 +7,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use tokio::time::sleep;
 use troupe_actors::id::TaskId;
+use troupe_actors::trace::{self, TRACEPARENT};
 
 use super::api::{Api, Failure};
 use super::say::{Screen, complain};
@@ -75,6 +76,16 @@ fn options(args: &SubmitArgs) -> Result<Map<String, Value>, Failure> {
     }
     if args.priority != 0 {
         set("priority", json!(args.priority));
+    }
+    if let Some(parent) = &args.traceparent {
+        // What somebody typed is not ignored when it is wrong.
+        if trace::trace_id(parent).is_none() {
+            let words = format!(
+                "--traceparent {parent:?}: must be as in 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+            );
+            return Err(Failure::Usage(words));
+        }
+        set("meta", json!({ TRACEPARENT: parent }));
     }
     let pairs = args.require.iter().map(|text| pair(text));
     let require: Result<Map<_, _>, _> = pairs.map(|p| p.map(|(k, v)| (k, json!(v)))).collect();
@@ -197,6 +208,7 @@ mod tests {
             max_attempts: None,
             priority: 0,
             require: vec!["zone=a".to_owned()],
+            traceparent: None,
             wait: false,
         }
     }

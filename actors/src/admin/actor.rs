@@ -17,6 +17,7 @@ use super::serve::serve;
 use crate::cluster::ClusterChanged;
 use crate::discovery::Reborn;
 use crate::id::NodeId;
+use crate::supervisor::{handling, handling_part};
 use crate::transport::{Inbound, Send, SendError};
 use crate::wire::{ApiRequest, ApiResponse, Message};
 
@@ -91,6 +92,7 @@ impl Handler<ClusterChanged> for AdminActor {
     type Result = ();
 
     fn handle(&mut self, ClusterChanged(cluster): ClusterChanged, _: &mut Self::Context) {
+        handling::<ClusterChanged>();
         self.office.show(cluster);
     }
 }
@@ -99,7 +101,9 @@ impl Handler<Inbound> for AdminActor {
     type Result = ();
 
     fn handle(&mut self, inbound: Inbound, _: &mut Self::Context) {
+        handling::<Inbound>();
         for envelope in inbound.envelopes {
+            handling_part(envelope.message.name());
             match envelope.message {
                 Message::ApiRequest(request) => self.answer(inbound.from, request),
                 Message::ApiResponse(response) => self.office.answered(inbound.from, response),

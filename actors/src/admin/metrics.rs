@@ -5,9 +5,10 @@
 use std::collections::BTreeMap;
 use std::fmt::{Display, Write};
 
-use super::ActorView;
 use super::picture::Picture;
+use super::{ActorView, ProcessView};
 use crate::master::MasterSnapshot;
+use crate::master::tally::{Histogram, Tally};
 use crate::registry::RegistrySnapshot;
 use crate::transport::trust::Reason;
 use crate::worker::WorkerSnapshot;
@@ -20,6 +21,11 @@ pub(crate) struct Facts<'a> {
     pub(crate) worker: Option<WorkerSnapshot>,
     pub(crate) registry: Option<RegistrySnapshot>,
     pub(crate) refusals: BTreeMap<Reason, u64>,
+    pub(crate) process: ProcessView,
+    /// Start of the process, unix ms.
+    pub(crate) started_ms: u64,
+    pub(crate) followers: usize,
+    pub(crate) log_records: u64,
 }
 
 /// The page.
@@ -27,8 +33,9 @@ pub(crate) fn render(facts: &Facts<'_>) -> String {
     let mut page = Page::default();
     of_the_cluster(&mut page, facts.picture);
     of_the_actors(&mut page, &facts.actors);
-    if let Some(master) = facts.master.as_ref().filter(|m| m.leading.is_some()) {
+    if let Some(master) = &facts.master {
         of_the_master(&mut page, master);
+        of_the_tasks(&mut page, &master.tally);
     }
     of_the_refused(&mut page, facts);
     if let Some(worker) = &facts.worker {
@@ -39,6 +46,7 @@ pub(crate) fn render(facts: &Facts<'_>) -> String {
     if let Some(registry) = &facts.registry {
         of_the_registry(&mut page, registry);
     }
+    of_the_process(&mut page, facts);
     page.text
 }
 
@@ -50,6 +58,9 @@ fn of_the_cluster(page: &mut Page, picture: &Picture) {
     let name = "troupe_has_master";
     page.family(name, "gauge", "Whether this node knows of a master.");
     page.sample(name, &[], u8::from(cluster.master.is_some()));
+    let name = "troupe_is_master";
+    page.family(name, "gauge", "Whether this node leads, as it sees it.");
+    page.sample(name, &[], u8::from(cluster.leading));
     let name = "troupe_epoch";
     let help = "Revision of the highest epoch seen in this generation of the registry.";
     page.family(name, "gauge", help);
@@ -94,6 +105,13 @@ fn of_the_actors(page: &mut Page, actors: &[ActorView]) {
     for actor in actors {
         page.sample(name, &[("actor", &actor.name)], actor.restarts);
     }
+    let name = "troupe_actor_hung";
+    let help = "Whether a handler of an actor does not return.";
+    page.family(name, "gauge", help);
+    for actor in actors {
+        let hung = u8::from(actor.state == "hung");
+        page.sample(name, &[("actor", &actor.name)], hung);
+    }
     let name = "troupe_mailbox_depth";
     page.family(name, "gauge", "Messages waiting for an actor.");
     for actor in actors {
@@ -105,9 +123,14 @@ fn of_the_actors(page: &mut Page, actors: &[ActorView]) {
 
 fn of_the_master(page: &mut Page, master: &MasterSnapshot) {
     let name = "troupe_tasks_queued";
-    page.family(name, "gauge", "Tasks queued at this master.");
+    let help = "Tasks queued at this node, which is 0 unless it leads.";
+    page.family(name, "gauge", help);
     let queued = master.tasks.get("queued").copied().unwrap_or(0);
     page.sample(name, &[], queued);
+    let name = "troupe_journal_stalled";
+    let help = "Whether durable tasks cannot be recorded now.";
+    page.family(name, "gauge", help);
+    page.sample(name, &[], u8::from(master.journal.stalled));
 }
 
 fn of_the_refused(page: &mut Page, facts: &Facts<'_>) {
@@ -121,6 +144,63 @@ fn of_the_refused(page: &mut Page, facts: &Facts<'_>) {
     for (reason, count) in master.iter().flat_map(|m| &m.refused) {
         page.sample(name, &[("reason", reason)], count);
     }
+}
+
+fn of_the_tasks(page: &mut Page, tally: &Tally) {
+    let name = "troupe_tasks_total";
+    let help = "Tasks that were finished while this node led, by job and outcome.";
+    page.family(name, "counter", help);
+    for (job, outcomes) in &tally.tasks {
+        for (outcome, count) in outcomes {
+            page.sample(name, &[("job", job), ("outcome", outcome)], count);
+        }
+    }
+    let help = "From acceptance of a task to its first hand-out.";
+    page.histogram("troupe_task_wait_seconds", help, &tally.wait);
+    let help = "How long the attempt ran that gave a task's answer.";
+    page.histogram("troupe_task_run_seconds", help, &tally.run);
+    let help = "From sending a segment of the journal to its commit.";
+    page.histogram("troupe_journal_commit_seconds", help, &tally.commit);
+}
+
+/// Under the names that every process has.
+fn of_the_process(page: &mut Page, facts: &Facts<'_>) {
+    let process = &facts.process;
+    let name = "process_start_time_seconds";
+    page.family(name, "gauge", "Start of the process, unix time.");
+    page.sample(name, &[], facts.started_ms as f64 / 1000.0);
+    if let Some(cpu) = process.cpu_s {
+        let name = "process_cpu_seconds_total";
+        page.family(name, "counter", "CPU used, user and system.");
+        page.sample(name, &[], cpu);
+    }
+    let gauges = [
+        (
+            "process_resident_memory_bytes",
+            "Resident memory.",
+            process.resident_bytes,
+        ),
+        ("process_threads", "Threads.", process.threads),
+        (
+            "process_open_fds",
+            "Open file descriptors.",
+            process.open_fds,
+        ),
+        (
+            "troupe_followers",
+            "Followers of events and logs of this node.",
+            Some(facts.followers as u64),
+        ),
+    ];
+    for (name, help, value) in gauges {
+        if let Some(value) = value {
+            page.family(name, "gauge", help);
+            page.sample(name, &[], value);
+        }
+    }
+    let name = "troupe_log_records_total";
+    page.family(name, "counter", "Log records of this node.");
+    page.sample(name, &[], facts.log_records);
 }
 
 fn of_the_registry(page: &mut Page, registry: &RegistrySnapshot) {
@@ -154,6 +234,20 @@ impl Page {
             "" => self.line(format_args!("{name} {value}")),
             labels => self.line(format_args!("{name}{{{labels}}} {value}")),
         }
+    }
+
+    fn histogram(&mut self, name: &str, help: &str, histogram: &Histogram) {
+        self.family(name, "histogram", help);
+        let bounds = Histogram::bounds();
+        let bucket = format!("{name}_bucket");
+        let mut below = 0;
+        for (at, bound) in bounds.iter().enumerate() {
+            below += histogram.buckets.get(at).copied().unwrap_or(0);
+            self.sample(&bucket, &[("le", &bound.to_string())], below);
+        }
+        self.sample(&bucket, &[("le", "+Inf")], histogram.count());
+        self.sample(&format!("{name}_sum"), &[], histogram.sum);
+        self.sample(&format!("{name}_count"), &[], histogram.count());
     }
 
     fn line(&mut self, line: std::fmt::Arguments<'_>) {

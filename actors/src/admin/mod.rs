@@ -8,6 +8,7 @@
 //!
 //! | file | what it decides |
 //! |---|---|
+//! | `process` ⇄ | what the kernel says of this process |
 //! | `picture` ● | since when a member or a master is as it is |
 //! | `office` | what handlers share: the picture, questions with a deadline, who a request belongs to |
 //! | `relay` | carrying a request to another node, and matching the answer |
@@ -24,16 +25,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use actix::Recipient;
+use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use serde_json::value::RawValue;
+use tokio::sync::watch;
 
 use crate::cluster::Identity;
 use crate::discovery::{Reborn, StepDown};
 use crate::events::EventLog;
 use crate::id::{NodeId, TaskId};
 use crate::master::{
-    AskMaster, AwaitTasks, CancelTask, GetTask, JournalSnapshot, ListTasks, RetryTask, Submit,
-    SubmitAndWait, TaskView,
+    AskMaster, AwaitTasks, CancelTask, GetTask, JournalSnapshot, ListTasks, MasterSnapshot,
+    RetryTask, Submit, SubmitAndWait, TaskView,
 };
 use crate::registry::{AskRegistry, KeyView, ListKeys, RegistrySnapshot};
 use crate::transport;
@@ -45,6 +49,7 @@ mod gazette;
 mod metrics;
 mod office;
 mod picture;
+mod process;
 mod relay;
 mod reply;
 pub mod routes;
@@ -53,6 +58,7 @@ mod why;
 
 pub use actor::AdminActor;
 pub use office::{Life, Office};
+pub use process::ProcessView;
 
 /// Knobs of the admin API, `[admin]` in `config.toml`.
 #[derive(Clone, Debug, PartialEq)]
@@ -119,6 +125,41 @@ pub trait Actors: Send + Sync {
 /// Starts the drain of this node; called again while draining, it does nothing.
 pub type DrainTrigger = Arc<dyn Fn() + Send + Sync>;
 
+/// What the drain of this node came to; `None` until then. It is said before the node deregisters, so that whoever asked for it,
+/// also through another node, can still be told.
+pub type DrainOutcome = watch::Receiver<Option<DrainReceipt>>;
+
+/// The settings of this node, as far as the API shows and changes them. No secret is shown.
+pub trait Settings: Send + Sync {
+    /// Every setting as it is in use.
+    fn show(&self) -> BTreeMap<String, SettingView>;
+    /// Changes these, all of them or none; they last until the next reload. `Err` says in words why nothing was changed.
+    fn set(
+        &self,
+        values: BTreeMap<String, Value>,
+    ) -> BoxFuture<'static, Result<ChangedView, String>>;
+    /// Reads the configuration again, as SIGHUP does. `Err` says in words why nothing was changed.
+    fn reload(&self) -> BoxFuture<'static, Result<ChangedView, String>>;
+}
+
+/// The settings of a node that has none to show or to change.
+#[derive(Clone, Copy, Debug)]
+pub struct NoSettings;
+
+impl Settings for NoSettings {
+    fn show(&self) -> BTreeMap<String, SettingView> {
+        BTreeMap::new()
+    }
+
+    fn set(&self, _: BTreeMap<String, Value>) -> BoxFuture<'static, Result<ChangedView, String>> {
+        self.reload()
+    }
+
+    fn reload(&self) -> BoxFuture<'static, Result<ChangedView, String>> {
+        Box::pin(async { Err("this node has no settings to change".to_owned()) })
+    }
+}
+
 /// What every life of AdminActor is made from.
 #[derive(Clone)]
 pub struct AdminSeed {
@@ -140,6 +181,10 @@ pub struct AdminSeed {
     pub actors: Arc<dyn Actors>,
     /// Starts this node's drain.
     pub drain: DrainTrigger,
+    /// What it came to.
+    pub drained: DrainOutcome,
+    /// Its settings.
+    pub config: Arc<dyn Settings>,
     /// MasterActor: counts.
     pub ask_master: Recipient<AskMaster>,
     /// MasterActor: tasks.
@@ -349,6 +394,9 @@ pub struct ActorView {
     pub handled: u64,
     /// Age of this life, seconds.
     pub uptime_s: f64,
+    /// The message whose handler does not return, while it is hung.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub busy_with: Option<String>,
 }
 
 /// Body of `POST /v1/actors/{name}/kill`.
@@ -384,6 +432,77 @@ pub struct DrainView {
     pub node: String,
     /// Always true: the drain has begun.
     pub draining: bool,
+}
+
+/// What a drain came to: answer of `POST /v1/members/{name}/drain?wait=`, and the fields of `node.drained`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct DrainReceipt {
+    /// Which node.
+    pub node: String,
+    /// Its identity.
+    pub id: NodeId,
+    /// Attempts that ran when it began, and finished.
+    pub finished: u64,
+    /// Attempts handed back to the master, to run elsewhere.
+    pub handed_back: u64,
+    /// Attempts and results that no master was there to be told of: durable ones run again.
+    pub untold: u64,
+    /// Who leads instead; absent when this node did not lead, or nobody took over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heir: Option<String>,
+    /// Under which epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<String>,
+    /// Open ephemeral tasks that went over to the heir.
+    pub handed_over: u64,
+    /// Open ephemeral tasks that were this node's alone, and end with it. Durable ones never do.
+    pub lost: u64,
+    /// For how long nobody led; absent when this node did not lead, or nobody took over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub masterless_ms: Option<f64>,
+    /// How long it took so far; deregistering and stopping come after it.
+    pub duration_ms: u64,
+    /// What was not as it should be, in words; empty for a clean drain.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub wrong: Vec<String>,
+}
+
+impl DrainReceipt {
+    /// Nothing is lost, and every step was done in its time.
+    pub fn is_clean(&self) -> bool {
+        self.lost == 0 && self.wrong.is_empty()
+    }
+}
+
+/// One setting, in `GET /v1/config`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SettingView {
+    /// Its value; `null` when it is not set.
+    pub value: Value,
+    /// Where it came from.
+    pub origin: String,
+    /// Whether it can be changed while the node runs.
+    pub live: bool,
+}
+
+/// `GET /v1/config`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ConfigView {
+    /// Which node.
+    pub node: String,
+    /// By key.
+    pub settings: BTreeMap<String, SettingView>,
+}
+
+/// Answer of `POST /v1/config` and `POST /v1/config/reload`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangedView {
+    /// Which node.
+    pub node: String,
+    /// What is in use now, `key = value`.
+    pub changed: Vec<String>,
+    /// What differs and needs a restart, `key = value`.
+    pub needs_restart: Vec<String>,
 }
 
 /// `GET /v1/registry`.
@@ -444,6 +563,29 @@ pub struct WhyView {
     /// Nodes that did not answer, and why: their evidence is not in here.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub missing: BTreeMap<String, String>,
+}
+
+/// `GET /v1/debug`: what a node says of itself for a debug bundle. No secret is in it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DebugView {
+    /// Its status.
+    pub status: StatusView,
+    /// Its actors.
+    pub actors: Vec<ActorView>,
+    /// The view as it sees it.
+    pub members: Value,
+    /// Its settings in use.
+    pub config: BTreeMap<String, SettingView>,
+    /// What the kernel says of its process.
+    pub process: ProcessView,
+    /// The master's counts, as this node knows them: all zero unless it leads.
+    pub ledger: Option<MasterSnapshot>,
+    /// Followers of its events and logs.
+    pub followers: u64,
+    /// Records logged since its start.
+    pub log_records: u64,
+    /// Version of the protocol it speaks.
+    pub protocol: u16,
 }
 
 /// `GET /readyz?verbose`.

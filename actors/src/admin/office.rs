@@ -105,6 +105,12 @@ impl Office {
         self.relay.answered(from, response);
     }
 
+    /// Followers of events and logs now.
+    pub(crate) fn following(&self) -> usize {
+        let room = self.followers.available_permits();
+        self.seed.settings.max_followers.saturating_sub(room)
+    }
+
     pub(crate) fn picture(&self) -> Arc<Picture> {
         Arc::clone(&self.picture.borrow())
     }
@@ -223,6 +229,20 @@ impl Office {
         call: impl FnOnce(NodeId) -> Call,
         local: impl Future<Output = Answer>,
     ) -> Answer {
+        let within = self.seed.settings.relay_timeout;
+        self.at_node_within(within, relayed, node, call, local)
+            .await
+    }
+
+    /// The same, with a deadline for the other node.
+    pub(crate) async fn at_node_within(
+        &self,
+        within: Duration,
+        relayed: bool,
+        node: Option<&str>,
+        call: impl FnOnce(NodeId) -> Call,
+        local: impl Future<Output = Answer>,
+    ) -> Answer {
         match self.whose(node)? {
             Where::Here => local.await,
             Where::There { name, .. } if relayed => Err(ApiError::new(
@@ -230,13 +250,10 @@ impl Office {
                 "misdirected",
                 format!("this request was carried to the wrong node; it is for {name}"),
             )),
-            Where::There { id, name } => {
-                let within = self.seed.settings.relay_timeout;
-                match self.carry(id, call(id), within).await {
-                    Ok(answer) => pass_on(answer),
-                    Err(why) => Err(unreachable(&name, &why)),
-                }
-            }
+            Where::There { id, name } => match self.carry(id, call(id), within).await {
+                Ok(answer) => pass_on(answer),
+                Err(why) => Err(unreachable(&name, &why)),
+            },
         }
     }
 

@@ -111,9 +111,13 @@ fn words(record: &Fields) -> String {
             n("restarts")
         ),
         "actor.hung" => format!(
-            "its {} actor hangs since {} ms",
+            "its {} actor hangs since {} ms{}",
             either_of(record, "hung", "actor"),
-            n("duration_ms")
+            n("duration_ms"),
+            match get("message") {
+                "" => String::new(),
+                message => format!(", in {message}"),
+            }
         ),
         "actor.gave_up" => format!("its supervisor gave up: {}", get("err")),
         other => match either(record) {

@@ -14,13 +14,14 @@ use super::membership::{Challenged, Link, Membership, Peer};
 pub use super::ports::{DiscoverySeed, MasterPorts, RegistryPorts, TransportPorts};
 use super::suspicion::{LocalHealth, Wakefulness};
 use super::verdict::{Evidence, Step, Windows, challenges_in_view, judge};
-use super::{EpochSeen, NewMaster, Reborn, Retire, StepDown, StepDownError};
+use super::{EpochSeen, NewMaster, Reborn, Reconfigure, Retire, Retired, StepDown, StepDownError};
 use crate::cluster::{Cluster, ClusterChanged, Member, MemberRemoved, MemberState};
 use crate::id::{Epoch, Incarnation, NodeId};
 use crate::master::{HandOverTo, Lead, MasterReborn, StandDown};
 use crate::planted;
 use crate::registry::actor::{Challenge, Claim, Condemn, RegistryEvent, Relist, Resend, Resign};
 use crate::registry::session::View;
+use crate::supervisor::{handling, handling_part};
 use crate::time::now;
 use crate::transport::{
     AskSessions, Broadcast, Dial, DialOutcome, Heard, Inbound, Incarnated, Peers, Send,
@@ -321,11 +322,10 @@ impl DiscoveryActor {
             Decision::Wait => {}
             Decision::Claim { expected, .. } => self.claim(expected, ctx),
             Decision::StandDown(why) => self.stand_down(why, ctx),
-            Decision::HandOver => {
+            Decision::HandOver(why) => {
                 let heir = ballot.heir(true).map(|c| c.id);
                 if let Some(heir) = heir {
-                    let why = "this node lost the registry".to_owned();
-                    let over = self.hand_over(heir, why);
+                    let over = self.hand_over(heir, why.to_owned());
                     ctx.spawn(over.map(|_, _, _| ()));
                 }
             }
@@ -446,6 +446,7 @@ impl DiscoveryActor {
         let seed = self.seed.clone();
         let mut leavers = self.leavers.subscribe();
         let moved = async move {
+            let stopped = now();
             let handed = seed.master.hand_over.send(HandOverTo { epoch, heir }).await;
             let turn = Send {
                 to: heir,
@@ -464,12 +465,13 @@ impl DiscoveryActor {
                 }
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
-            Some((seed.fence.current(), handed.unwrap_or(0)))
+            let masterless = now().saturating_duration_since(stopped);
+            Some((seed.fence.current(), handed.unwrap_or(0), masterless))
         };
         Box::pin(moved.into_actor(self).map(move |moved, act, _| {
             act.handing_over = false;
             match moved {
-                Some((new, handed_over)) => {
+                Some((new, handed_over, masterless)) => {
                     act.election.abstain(now() + act.seed.settings.abstain);
                     if act.leading == Some(epoch) {
                         act.lose_mastership(epoch, "handed over");
@@ -478,6 +480,7 @@ impl DiscoveryActor {
                         name,
                         epoch: new.to_string(),
                         handed_over,
+                        masterless_ms: masterless.as_secs_f64() * 1000.0,
                     })
                 }
                 None => {
@@ -784,6 +787,7 @@ impl Handler<RegistryEvent> for DiscoveryActor {
     type Result = ();
 
     fn handle(&mut self, msg: RegistryEvent, ctx: &mut Self::Context) {
+        handling::<RegistryEvent>();
         match msg {
             RegistryEvent::Up => {
                 self.registry = true;
@@ -814,6 +818,7 @@ impl Handler<SessionEvent> for DiscoveryActor {
     type Result = ();
 
     fn handle(&mut self, msg: SessionEvent, ctx: &mut Self::Context) {
+        handling::<SessionEvent>();
         match msg {
             SessionEvent::Up { peer, heard } => {
                 self.heard.insert(peer.id, (peer.incarnation, heard));
@@ -847,7 +852,9 @@ impl Handler<Inbound> for DiscoveryActor {
     type Result = ();
 
     fn handle(&mut self, msg: Inbound, ctx: &mut Self::Context) {
+        handling::<Inbound>();
         for envelope in msg.envelopes {
+            handling_part(envelope.message.name());
             let epoch = envelope.header.epoch;
             self.hear(msg.from, msg.incarnation, envelope, ctx);
             self.epoch_seen(epoch, ctx);
@@ -859,6 +866,7 @@ impl Handler<EpochSeen> for DiscoveryActor {
     type Result = ();
 
     fn handle(&mut self, msg: EpochSeen, ctx: &mut Self::Context) {
+        handling::<EpochSeen>();
         self.epoch_seen(msg.0, ctx);
     }
 }
@@ -867,6 +875,7 @@ impl Handler<TransportReborn> for DiscoveryActor {
     type Result = ();
 
     fn handle(&mut self, _: TransportReborn, ctx: &mut Self::Context) {
+        handling::<TransportReborn>();
         self.heard.clear();
         self.table.forget_sessions(now());
         self.seed.transport.incarnated.do_send(self.us);
@@ -879,6 +888,7 @@ impl Handler<MasterReborn> for DiscoveryActor {
     type Result = ();
 
     fn handle(&mut self, _: MasterReborn, ctx: &mut Self::Context) {
+        handling::<MasterReborn>();
         // It takes over from itself before it reads anything: what its predecessor still had in flight is fenced.
         self.reborn_master = self.leading.is_some();
         self.told = None;
@@ -890,8 +900,21 @@ impl Handler<Reborn> for DiscoveryActor {
     type Result = ();
 
     fn handle(&mut self, _: Reborn, _: &mut Self::Context) {
+        handling::<Reborn>();
         self.told = None;
         self.tell(now());
+    }
+}
+
+impl Handler<Reconfigure> for DiscoveryActor {
+    type Result = ();
+
+    fn handle(&mut self, Reconfigure(settings): Reconfigure, ctx: &mut Self::Context) {
+        handling::<Reconfigure>();
+        self.election
+            .configure(settings.stagger, settings.suspect_floor);
+        self.seed.settings = settings;
+        self.turn(ctx);
     }
 }
 
@@ -899,6 +922,7 @@ impl Handler<StepDown> for DiscoveryActor {
     type Result = ResponseActFuture<Self, Result<NewMaster, StepDownError>>;
 
     fn handle(&mut self, msg: StepDown, _: &mut Self::Context) -> Self::Result {
+        handling::<StepDown>();
         if self.leading.is_none() {
             return Box::pin(actix::fut::ready(Err(StepDownError::NotMaster)));
         }
@@ -910,21 +934,28 @@ impl Handler<StepDown> for DiscoveryActor {
 }
 
 impl Handler<Retire> for DiscoveryActor {
-    type Result = ResponseActFuture<Self, ()>;
+    type Result = ResponseActFuture<Self, Retired>;
 
     fn handle(&mut self, _: Retire, ctx: &mut Self::Context) -> Self::Result {
+        handling::<Retire>();
         self.seed.leaving.store(true, Ordering::Relaxed);
         self.beat(now());
         self.tell(now());
-        let heir = self.pick_heir(None);
-        match (self.leading.is_some() && !self.handing_over, heir) {
+        // One that is being handed over already is told of to whoever asked for that.
+        let leads = self.leading.is_some() && !self.handing_over;
+        match (leads, self.pick_heir(None)) {
             (true, Ok(heir)) => {
                 let over = self.hand_over(heir, "the master is leaving".to_owned());
-                Box::pin(over.map(|_, _, _| ()))
+                Box::pin(over.map(|over, _, _| match over {
+                    Ok(new) => Retired::HandedOver(new),
+                    Err(why) => Retired::NoHeir(why),
+                }))
             }
-            _ => {
+            (_, heir) => {
                 self.turn(ctx);
-                Box::pin(actix::fut::ready(()))
+                let alone = heir.err().filter(|_| leads);
+                let outcome = alone.map_or(Retired::Follower, Retired::NoHeir);
+                Box::pin(actix::fut::ready(outcome))
             }
         }
     }

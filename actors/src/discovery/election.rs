@@ -19,6 +19,8 @@ const FLAP_FIRST: Duration = Duration::from_millis(250);
 const FLAP_MAX: Duration = Duration::from_secs(16);
 /// A master that lost the registry, while half of its peers have it, hands over after this long.
 const REGISTRY_GRACE: Duration = Duration::from_secs(1);
+/// A master that was made ineligible hands over after this long; it is tried again as often.
+const UNFIT_GRACE: Duration = Duration::from_millis(500);
 
 /// A member as the election sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,7 +79,7 @@ pub enum Decision {
     /// Stop leading at once.
     StandDown(Why),
     /// Give mastership to the best candidate that has the registry.
-    HandOver,
+    HandOver(&'static str),
 }
 
 /// Why a master stands down.
@@ -110,6 +112,7 @@ pub struct Election {
     vacant_since: Option<Instant>,
     cut_since: Option<Instant>,
     registry_lost_since: Option<Instant>,
+    unfit_since: Option<Instant>,
     abstain_until: Option<Instant>,
     soft_takeovers: VecDeque<Instant>,
 }
@@ -123,9 +126,16 @@ impl Election {
             vacant_since: None,
             cut_since: None,
             registry_lost_since: None,
+            unfit_since: None,
             abstain_until: None,
             soft_takeovers: VecDeque::new(),
         }
+    }
+
+    /// Other knobs from now on.
+    pub fn configure(&mut self, stagger: Duration, floor: Duration) {
+        self.stagger = stagger;
+        self.floor = floor;
     }
 
     /// We stepped down: others go first for a while.
@@ -167,7 +177,12 @@ impl Election {
         let alone_without = !ballot.registry && ballot.half_of_peers_have_registry();
         if lasts(&mut self.registry_lost_since, alone_without, now) >= Some(REGISTRY_GRACE) {
             self.registry_lost_since = None;
-            return Decision::HandOver;
+            return Decision::HandOver("this node lost the registry");
+        }
+        let unfit = ballot.may_not_lead_and_another_may();
+        if lasts(&mut self.unfit_since, unfit, now) >= Some(UNFIT_GRACE) {
+            self.unfit_since = None;
+            return Decision::HandOver("this node is not eligible any more");
         }
         Decision::Wait
     }
@@ -175,6 +190,7 @@ impl Election {
     fn decide_following(&mut self, ballot: &Ballot, now: Instant) -> Decision {
         self.cut_since = None;
         self.registry_lost_since = None;
+        self.unfit_since = None;
         let able = ballot.registry && !ballot.retired && ballot.reaches_more_than_half();
         // The key is ours and we do not lead: an earlier life of this actor did. It takes over from itself.
         if able && ballot.seated.is_some_and(|(id, _)| id == ballot.me) {
@@ -245,6 +261,13 @@ impl Ballot {
         self.ranked()
             .into_iter()
             .find(|c| c.id != self.me && c.reached && (c.registry || !needs_registry))
+    }
+
+    /// Whether we were made ineligible, while somebody else could take over.
+    fn may_not_lead_and_another_may(&self) -> bool {
+        let me = self.members.iter().find(|m| m.id == self.me);
+        let unfit = !self.retired && me.is_some_and(|me| !me.eligible);
+        unfit && self.heir(true).is_some()
     }
 
     /// Eligible members in the order in which they would lead.
@@ -505,7 +528,8 @@ mod tests {
         let mut mine = election();
         assert_eq!(mine.decide(&leading(&all), now), Decision::Wait);
         let late = now + REGISTRY_GRACE;
-        assert_eq!(mine.decide(&leading(&all), late), Decision::HandOver);
+        let why = "this node lost the registry";
+        assert_eq!(mine.decide(&leading(&all), late), Decision::HandOver(why));
         all[1].registry = false;
         all[2].registry = false;
         let mut everybody = election();

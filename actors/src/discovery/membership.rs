@@ -193,7 +193,11 @@ impl Membership {
         let others = view.members.iter().filter(|m| m.registration.id != me);
         for member in others {
             let id = member.registration.id;
-            if self.peers.contains_key(&id) {
+            if let Some(peer) = self.peers.get_mut(&id) {
+                // The same life may say something else of itself.
+                peer.registered
+                    .registration
+                    .clone_from(&member.registration);
                 continue;
             }
             let mut peer = Peer::new(member.clone(), now);
@@ -353,6 +357,21 @@ pub(crate) mod tests {
         assert_eq!(turnover.added, vec![registered(4)]);
         assert_eq!(turnover.removed, vec![registered(3)]);
         assert!(table.peers[&NodeId(2)].reached());
+    }
+
+    #[test]
+    fn what_a_member_says_of_itself_may_change_within_one_life() {
+        let now = Instant::now();
+        let mut table = Membership::default();
+        table.view(NodeId(1), &view(&[1, 2]), now);
+        table.session_up(NodeId(2), Incarnation(2), now);
+        let mut amended = view(&[1, 2]);
+        amended.members[1].registration.weight = 7;
+        let turnover = table.view(NodeId(1), &amended, now);
+        assert_eq!((turnover.added.len(), turnover.removed.len()), (0, 0));
+        let peer = &table.peers[&NodeId(2)];
+        assert_eq!(peer.registered.registration.weight, 7);
+        assert!(peer.reached());
     }
 
     #[test]

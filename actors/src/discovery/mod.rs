@@ -79,14 +79,17 @@ pub struct StepDown {
 }
 
 /// Who leads after a step-down.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NewMaster {
     /// Name.
     pub name: String,
     /// Its epoch.
     pub epoch: String,
-    /// Open tasks that went over.
+    /// Open ephemeral tasks that went over; durable ones are in the registry.
     pub handed_over: usize,
+    /// For how long nobody led, as the master before it saw: from its last act to the first sign of the new epoch.
+    #[serde(default)]
+    pub masterless_ms: f64,
 }
 
 /// Why nobody else leads now; mastership is as it was unless it says otherwise.
@@ -103,10 +106,26 @@ pub enum StepDownError {
     HeirSilent(String),
 }
 
+/// Other knobs from now on. Weight and eligibility are what the registration says; mesh and ring take effect with the next view.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "()")]
+pub struct Reconfigure(pub DiscoverySettings);
+
 /// Leave for good: hand over mastership if we hold it; nothing else is claimed from now on.
 #[derive(Clone, Copy, Debug, Message)]
-#[rtype(result = "()")]
+#[rtype(result = "Retired")]
 pub struct Retire;
+
+/// What became of mastership when a node retired.
+#[derive(Clone, Debug, PartialEq, actix::MessageResponse)]
+pub enum Retired {
+    /// It did not lead.
+    Follower,
+    /// Another leads now.
+    HandedOver(NewMaster),
+    /// It led, and nobody took over in time; it leads until it is gone.
+    NoHeir(StepDownError),
+}
 
 /// The epoch somebody was refused under, or answered us with: a higher one may exist.
 #[derive(Clone, Copy, Debug, Message)]

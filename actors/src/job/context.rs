@@ -1,5 +1,6 @@
 //! What a job is told besides its input, and what it can say while it runs.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -7,20 +8,28 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use crate::id::AttemptId;
+use crate::wire::Labels;
 
 /// What a job is told besides its input.
 #[derive(Clone, Debug)]
 pub struct JobContext {
     attempt: AttemptId,
     timeout: Duration,
+    meta: Labels,
     signals: Arc<Signals>,
 }
 
 impl JobContext {
-    pub(crate) fn new(attempt: AttemptId, timeout: Duration, signals: Arc<Signals>) -> Self {
+    pub(crate) fn new(
+        attempt: AttemptId,
+        timeout: Duration,
+        meta: Labels,
+        signals: Arc<Signals>,
+    ) -> Self {
         Self {
             attempt,
             timeout,
+            meta,
             signals,
         }
     }
@@ -38,6 +47,11 @@ impl JobContext {
             "{:016x}-{:016x}-{:08x}",
             attempt.epoch.generation.0, attempt.epoch.revision, attempt.n
         )
+    }
+
+    /// What came with the task beside its input, such as the `traceparent` of whoever submitted it.
+    pub fn meta(&self) -> &BTreeMap<String, String> {
+        &self.meta
     }
 
     /// How long it may take, from its start or from its last word of progress.
@@ -116,7 +130,12 @@ mod tests {
             task: TaskId(uuid::Uuid::from_u128(1)),
             attempt: Attempt { epoch, n },
         };
-        JobContext::new(attempt, Duration::from_secs(1), Arc::default())
+        JobContext::new(
+            attempt,
+            Duration::from_secs(1),
+            Labels::default(),
+            Arc::default(),
+        )
     }
 
     #[test]

@@ -25,12 +25,15 @@ use tokio::process::{Child, Command};
 
 use super::{Job, JobContext, JobError};
 use crate::id::AttemptId;
+use crate::trace::{TRACEPARENT, TRACESTATE};
 use crate::wire::MAX_PAYLOAD;
 
 /// Of stderr the end is kept: what went wrong is usually said last.
 const STDERR_TAIL: usize = 4 * 1024;
 /// Variables of the node's own environment that a command sees.
 const PASSED_ON: [&str; 6] = ["PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR"];
+/// What of `meta` a command sees, and under which names.
+const TRACE: [(&str, &str); 2] = [(TRACEPARENT, "TRACEPARENT"), (TRACESTATE, "TRACESTATE")];
 /// A guard that was asked to end its group is killed after this.
 const GUARD_GRACE: Duration = Duration::from_secs(5);
 
@@ -142,6 +145,11 @@ impl Exec {
                 "TROUPE_TIMEOUT_MS",
                 context.timeout().as_millis().to_string(),
             )
+            // The usual names of a trace context that is handed to a process.
+            .envs(TRACE.iter().filter_map(|(key, variable)| {
+                let value = context.meta().get(*key)?;
+                Some((*variable, value))
+            }))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());

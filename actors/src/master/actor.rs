@@ -1,5 +1,6 @@
 //! MasterActor: between `Lead` and `StandDown` it hears workers, asks its reign what to do, and does and tells it.
 
+mod count;
 mod desk;
 mod recorder;
 mod say;
@@ -25,17 +26,20 @@ use super::pulse::MasterPulse;
 
 use super::reign::Reign;
 use super::roster::worker_of;
+use super::tally::Tally;
 use super::waits::Waits;
 use super::{
     AskMaster, Ended, GeneratorSettings, HandOverTo, JournalSnapshot, Lead, MasterReborn,
-    MasterSettings, MasterSnapshot, StandDown,
+    MasterSettings, MasterSnapshot, Reconfigure, StandDown,
 };
 use crate::cluster::{Cluster, ClusterChanged, Fence, Identity, MemberRemoved};
 use crate::discovery::EpochSeen;
 use crate::id::{AttemptId, Epoch, NodeId, TaskId};
 use crate::planted;
 use crate::sample::Sampler;
+use crate::supervisor::{handling, handling_part};
 use crate::time::unix_ms;
+use crate::trace;
 use crate::transport::{Inbound, Send, SendError};
 use crate::wire::{
     Acknowledge, Assign, Cancel, Envelope, Fenced, HandBack, HandOver, LedgerEntry, Message,
@@ -96,6 +100,7 @@ pub struct MasterActor {
     waits: Waits<oneshot::Sender<Vec<Ended>>>,
     commits: u64,
     last_commit: Duration,
+    tally: Tally,
     /// Messages for a reign that others have heard of before us, or that is being handed over; bounded.
     early: VecDeque<(Epoch, WorkerId, Message)>,
     legacy: Legacy,
@@ -128,6 +133,7 @@ impl MasterActor {
             waits: Waits::default(),
             commits: 0,
             last_commit: Duration::ZERO,
+            tally: Tally::default(),
             early: VecDeque::new(),
             legacy: Legacy::default(),
             acks: BTreeMap::new(),
@@ -373,8 +379,9 @@ impl MasterActor {
         let (epoch, report) = (assign.epoch, assign.report);
         let executor = self.name_of(to);
         for assignment in &assign.assignments {
+            self.count_wait(assignment);
             let level = self.level();
-            log::log!(target: "master", level, event = "task.assigned", task = assignment.attempt.task.to_string(), attempt = assignment.attempt.attempt.to_string(), job = assignment.spec.job.as_str(), executor = executor.as_str(), epoch = epoch.to_string(); "task assigned");
+            log::log!(target: "master", level, event = "task.assigned", task = assignment.attempt.task.to_string(), attempt = assignment.attempt.attempt.to_string(), job = assignment.spec.job.as_str(), executor = executor.as_str(), trace_id:serde = trace::of(&assignment.spec.meta), epoch = epoch.to_string(); "task assigned");
         }
         let attempts: Vec<AttemptId> = assign.assignments.iter().map(|a| a.attempt).collect();
         let worker = self.cluster.as_ref().and_then(|c| worker_of(c, to));
@@ -558,6 +565,7 @@ impl MasterActor {
                 }
                 continue;
             }
+            self.count_result(&result, &verdict);
             self.say_result(&executor, &result, &verdict, &epoch);
             let refused = match verdict {
                 Verdict::Refused(why) => Some(why.to_owned()),
@@ -719,7 +727,25 @@ impl Handler<Lead> for MasterActor {
     type Result = ();
 
     fn handle(&mut self, msg: Lead, ctx: &mut Self::Context) {
+        handling::<Lead>();
         self.lead(msg.0, ctx);
+    }
+}
+
+impl Handler<Reconfigure> for MasterActor {
+    type Result = ();
+
+    fn handle(&mut self, msg: Reconfigure, ctx: &mut Self::Context) {
+        handling::<Reconfigure>();
+        if msg.settings.balancer != self.seed.settings.balancer {
+            self.balancer = Balancer::new(msg.settings.balancer);
+        }
+        if let Some(reign) = &mut self.reign {
+            reign.configure(&msg.settings, msg.generator.clone());
+        }
+        self.seed.settings = msg.settings;
+        self.seed.generator = msg.generator;
+        self.turn(ctx);
     }
 }
 
@@ -727,6 +753,7 @@ impl Handler<StandDown> for MasterActor {
     type Result = ();
 
     fn handle(&mut self, msg: StandDown, _: &mut Self::Context) {
+        handling::<StandDown>();
         self.loading = None;
         self.waiting.clear();
         self.waits.clear();
@@ -743,6 +770,7 @@ impl Handler<HandOverTo> for MasterActor {
     type Result = ResponseActFuture<Self, usize>;
 
     fn handle(&mut self, msg: HandOverTo, _: &mut Self::Context) -> Self::Result {
+        handling::<HandOverTo>();
         let Some(reign) = self.reign.as_mut().filter(|r| r.epoch == msg.epoch) else {
             return Box::pin(actix::fut::ready(0));
         };
@@ -782,6 +810,7 @@ impl Handler<ClusterChanged> for MasterActor {
     type Result = ();
 
     fn handle(&mut self, msg: ClusterChanged, ctx: &mut Self::Context) {
+        handling::<ClusterChanged>();
         // Another led since: what a master before it left with us may be long finished.
         if let Some(master) = msg.0.master.as_ref().filter(|m| m.record.id != msg.0.me) {
             self.legacy.led(master.epoch);
@@ -797,6 +826,7 @@ impl Handler<MemberRemoved> for MasterActor {
     type Result = ();
 
     fn handle(&mut self, msg: MemberRemoved, ctx: &mut Self::Context) {
+        handling::<MemberRemoved>();
         let worker = WorkerId {
             id: msg.id,
             incarnation: msg.incarnation,
@@ -815,12 +845,14 @@ impl Handler<Inbound> for MasterActor {
     type Result = ();
 
     fn handle(&mut self, msg: Inbound, ctx: &mut Self::Context) {
+        handling::<Inbound>();
         self.seed.pulse.beat();
         let worker = WorkerId {
             id: msg.from,
             incarnation: msg.incarnation,
         };
         for envelope in msg.envelopes {
+            handling_part(envelope.message.name());
             self.hear(msg.from, worker, envelope);
         }
         self.turn(ctx);
@@ -831,8 +863,12 @@ impl Handler<AskMaster> for MasterActor {
     type Result = MasterSnapshot;
 
     fn handle(&mut self, _: AskMaster, _: &mut Self::Context) -> MasterSnapshot {
+        handling::<AskMaster>();
         let Some(reign) = &self.reign else {
-            return MasterSnapshot::default();
+            return MasterSnapshot {
+                tally: self.tally.clone(),
+                ..MasterSnapshot::default()
+            };
         };
         let outstanding = reign.ledger.outstanding();
         let size = reign.journal.size();
@@ -846,6 +882,7 @@ impl Handler<AskMaster> for MasterActor {
                 .collect(),
             refused: reign.refused.clone(),
             adopted: reign.adopted,
+            ephemeral: (reign.ledger.open_ephemeral() + reign.inherited()) as u64,
             journal: JournalSnapshot {
                 segments: size.segments as u64,
                 bytes: size.bytes as u64,
@@ -854,6 +891,7 @@ impl Handler<AskMaster> for MasterActor {
                 last_commit_us: u64::try_from(self.last_commit.as_micros()).unwrap_or(u64::MAX),
                 stalled: reign.journal.is_stalled(now()),
             },
+            tally: self.tally.clone(),
         }
     }
 }

@@ -23,6 +23,14 @@ impl Generator {
         }
     }
 
+    /// Other knobs from now on; the next task is due one period from the next look.
+    pub fn configure(&mut self, settings: GeneratorSettings) {
+        if settings != self.settings {
+            self.settings = settings;
+            self.next = None;
+        }
+    }
+
     /// The number of the task that is due now, if one is. After a pause only one is due: nobody wants a burst of old ones.
     pub fn due<R: Rng + ?Sized>(&mut self, now: Instant, rng: &mut R) -> Option<u64> {
         if !self.settings.enabled {

@@ -165,6 +165,11 @@ pub struct Ledger {
 }
 
 impl Ledger {
+    /// Other knobs from now on.
+    pub fn configure(&mut self, settings: LedgerSettings) {
+        self.settings = settings;
+    }
+
     /// Empty.
     pub fn new(settings: LedgerSettings) -> Self {
         Self {

@@ -18,6 +18,7 @@ pub mod pulse;
 pub mod record;
 pub mod reign;
 pub mod roster;
+pub mod tally;
 mod task;
 pub mod view;
 pub mod waits;
@@ -148,6 +149,16 @@ impl Default for MasterSettings {
             compact: true,
         }
     }
+}
+
+/// Other knobs from now on; tasks that were accepted keep what they were accepted with.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "()")]
+pub struct Reconfigure {
+    /// The master's.
+    pub settings: MasterSettings,
+    /// The generator's.
+    pub generator: GeneratorSettings,
 }
 
 /// From discovery: you lead, under this epoch. A second one with a higher epoch begins a new reign.
@@ -427,6 +438,12 @@ pub struct TaskView {
     /// What the job last told of its progress.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<String>,
+    /// What came with it, beside its input; a trace context among it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub meta: BTreeMap<String, String>,
+    /// The trace that it belongs to: what a `traceparent` said when it was submitted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace_id: Option<String>,
     /// Whether the answer may be old.
     pub stale: bool,
 }
@@ -470,9 +487,15 @@ pub struct MasterSnapshot {
     pub refused: BTreeMap<String, u64>,
     /// Attempts adopted in this reign.
     pub adopted: u64,
+    /// Open tasks that are recorded nowhere: they end with this master unless they are handed over.
+    #[serde(default)]
+    pub ephemeral: u64,
     /// The journal of durable tasks.
     #[serde(default)]
     pub journal: JournalSnapshot,
+    /// What became of tasks here since this life of the actor began, in all its reigns.
+    #[serde(default)]
+    pub tally: tally::Tally,
 }
 
 /// How the journal stands.

@@ -139,17 +139,7 @@ impl Reign {
     ) -> Self {
         Self {
             epoch,
-            ledger: Ledger::new(LedgerSettings {
-                max_queued: settings.max_queued,
-                max_queued_bytes: settings.max_queued_bytes,
-                keep_finished: settings.keep_finished,
-                keep_finished_bytes: settings.keep_finished_bytes,
-                max_kills: settings.max_kills as usize,
-                window: settings.idempotency,
-                keep_ids: settings.keep_ids,
-                keep_finished_for: settings.keep_finished_for,
-                retry_wait: settings.retry_wait,
-            }),
+            ledger: Ledger::new(ledger_settings(settings)),
             journal,
             roster: Roster::default(),
             generator: Generator::new(generator),
@@ -161,6 +151,12 @@ impl Reign {
             origin: Origin::Own,
             reports: BTreeMap::new(),
         }
+    }
+
+    /// Other knobs from now on.
+    pub fn configure(&mut self, settings: &MasterSettings, generator: GeneratorSettings) {
+        self.ledger.configure(ledger_settings(settings));
+        self.generator.configure(generator);
     }
 
     /// This node's own reign before: what was finished stays finished, what was open is known first-hand.
@@ -559,6 +555,20 @@ impl Reign {
             .chain(self.ledger.next_due())
             .chain(self.recovering)
             .min()
+    }
+}
+
+fn ledger_settings(settings: &MasterSettings) -> LedgerSettings {
+    LedgerSettings {
+        max_queued: settings.max_queued,
+        max_queued_bytes: settings.max_queued_bytes,
+        keep_finished: settings.keep_finished,
+        keep_finished_bytes: settings.keep_finished_bytes,
+        max_kills: settings.max_kills as usize,
+        window: settings.idempotency,
+        keep_ids: settings.keep_ids,
+        keep_finished_for: settings.keep_finished_for,
+        retry_wait: settings.retry_wait,
     }
 }
 

@@ -131,7 +131,9 @@ fn workers(cluster: &Cluster) -> impl Iterator<Item = &Member> {
 /// Workers that may be given work: alive, and the master itself only as it is told.
 fn candidates(cluster: &Cluster, works: MasterWorks) -> impl Iterator<Item = &Member> {
     let me = cluster.me;
-    let serving = |m: &&Member| m.state == MemberState::Alive && m.session;
+    // A master that leaves without an heir goes on by itself until it is gone; whether it takes more, its credit says.
+    let leaving = move |m: &Member| m.state == MemberState::Draining && m.registration.id == me;
+    let serving = move |m: &&Member| (m.state == MemberState::Alive || leaving(m)) && m.session;
     let others = workers(cluster)
         .filter(serving)
         .any(|m| m.registration.id != me);
@@ -257,6 +259,21 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn a_master_that_leaves_without_an_heir_goes_on_by_itself() {
+        let mut leaving = member(1);
+        leaving.state = MemberState::Draining;
+        let alone = cluster(vec![leaving.clone()]);
+        let still = roster(&alone);
+        assert_eq!(able(&still, &task(), &alone, MasterWorks::WhenAlone), [1]);
+        let with_another = cluster(vec![leaving, member(2)]);
+        let both = roster(&with_another);
+        assert_eq!(
+            able(&both, &task(), &with_another, MasterWorks::WhenAlone),
+            [2]
+        );
     }
 
     #[test]

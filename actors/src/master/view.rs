@@ -7,6 +7,7 @@ use super::{AttemptView, RefusalView, TaskView};
 use crate::cluster::Cluster;
 use crate::id::NodeId;
 use crate::time::rfc3339;
+use crate::trace;
 
 /// See the module page; names come from the picture, ids stand for nodes that have left.
 pub fn view(task: &Task, cluster: Option<&Cluster>, window: Duration) -> TaskView {
@@ -52,6 +53,8 @@ pub fn view(task: &Task, cluster: Option<&Cluster>, window: Duration) -> TaskVie
         refused: refused.collect(),
         not_before: at(task.spec.not_before_ms),
         progress: task.progress().map(str::to_owned),
+        meta: (*task.spec.meta).clone(),
+        trace_id: trace::of(&task.spec.meta).map(str::to_owned),
         stale: false,
     }
 }

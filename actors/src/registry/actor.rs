@@ -4,6 +4,7 @@
 //! what they wrote themselves they fold into the mirror at once, so that a take-over need not wait for the watch.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -21,6 +22,7 @@ use super::{
 };
 use crate::cluster::{Identity, Registration};
 use crate::id::{Epoch, Generation, Incarnation};
+use crate::supervisor::handling;
 use crate::transport::{Dial, Incarnated};
 
 /// What a RegistryActor is made of.
@@ -99,6 +101,18 @@ pub struct Resend;
 #[rtype(result = "Result<(), RegistryError>")]
 pub struct Deregister;
 
+/// Say something else of this node from now on. Answers once the registry has it; when it is away it is told later.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "Result<(), RegistryError>")]
+pub struct Amend {
+    /// Preference at an election.
+    pub weight: i32,
+    /// Whether it may be master.
+    pub eligible: bool,
+    /// Labels for placement.
+    pub tags: BTreeMap<String, String>,
+}
+
 /// See the module page.
 pub struct RegistryActor {
     seed: RegistrySeed,
@@ -118,6 +132,7 @@ impl RegistryActor {
             generation: Generation::default(),
             standing: None,
             registration,
+            amended: false,
             up: false,
             since: Instant::now(),
             version: None,
@@ -162,6 +177,7 @@ impl Handler<Claim> for RegistryActor {
     type Result = ResponseFuture<Result<Option<Epoch>, RegistryError>>;
 
     fn handle(&mut self, msg: Claim, _: &mut Self::Context) -> Self::Result {
+        handling::<Claim>();
         let session = self.session();
         Box::pin(async move { session.claim(msg.expected).await })
     }
@@ -171,6 +187,7 @@ impl Handler<Condemn> for RegistryActor {
     type Result = ResponseFuture<Result<bool, RegistryError>>;
 
     fn handle(&mut self, msg: Condemn, _: &mut Self::Context) -> Self::Result {
+        handling::<Condemn>();
         let session = self.session();
         Box::pin(async move { session.condemn(msg.0).await })
     }
@@ -180,6 +197,7 @@ impl Handler<Challenge> for RegistryActor {
     type Result = ResponseFuture<Result<(), RegistryError>>;
 
     fn handle(&mut self, msg: Challenge, _: &mut Self::Context) -> Self::Result {
+        handling::<Challenge>();
         let session = self.session();
         Box::pin(async move { session.challenge(msg.0).await })
     }
@@ -189,6 +207,7 @@ impl Handler<Resign> for RegistryActor {
     type Result = ResponseFuture<Result<bool, RegistryError>>;
 
     fn handle(&mut self, msg: Resign, _: &mut Self::Context) -> Self::Result {
+        handling::<Resign>();
         let session = self.session();
         Box::pin(async move { session.resign(msg.0).await })
     }
@@ -198,8 +217,34 @@ impl Handler<Deregister> for RegistryActor {
     type Result = ResponseFuture<Result<(), RegistryError>>;
 
     fn handle(&mut self, _: Deregister, _: &mut Self::Context) -> Self::Result {
+        handling::<Deregister>();
         let session = self.session();
         Box::pin(async move { session.deregister().await })
+    }
+}
+
+impl Handler<Amend> for RegistryActor {
+    type Result = ResponseFuture<Result<(), RegistryError>>;
+
+    fn handle(&mut self, msg: Amend, _: &mut Self::Context) -> Self::Result {
+        handling::<Amend>();
+        {
+            let mut shared = self.shared.borrow_mut();
+            let said = &mut shared.registration;
+            said.weight = msg.weight;
+            said.eligible = msg.eligible;
+            said.tags = msg.tags;
+            shared.amended = true;
+        }
+        let session = self.session();
+        let nudge = Rc::clone(&self.nudge);
+        Box::pin(async move {
+            let amended = session.amend().await;
+            session.publish();
+            // When that failed, the loop tries again.
+            nudge.notify_one();
+            amended
+        })
     }
 }
 
@@ -207,6 +252,7 @@ impl Handler<Relist> for RegistryActor {
     type Result = ();
 
     fn handle(&mut self, _: Relist, _: &mut Self::Context) {
+        handling::<Relist>();
         self.nudge.notify_one();
     }
 }
@@ -215,6 +261,7 @@ impl Handler<Resend> for RegistryActor {
     type Result = ();
 
     fn handle(&mut self, _: Resend, _: &mut Self::Context) {
+        handling::<Resend>();
         let session = self.session();
         let (up, known) = {
             let mut shared = self.shared.borrow_mut();
@@ -234,6 +281,7 @@ impl Handler<AskRegistry> for RegistryActor {
     type Result = RegistrySnapshot;
 
     fn handle(&mut self, _: AskRegistry, _: &mut Self::Context) -> RegistrySnapshot {
+        handling::<AskRegistry>();
         let shared = self.shared.borrow();
         let remaining = shared
             .standing
@@ -255,6 +303,7 @@ impl Handler<ListKeys> for RegistryActor {
     type Result = ResponseFuture<Result<Vec<KeyView>, RegistryError>>;
 
     fn handle(&mut self, msg: ListKeys, _: &mut Self::Context) -> Self::Result {
+        handling::<ListKeys>();
         let session = self.session();
         Box::pin(async move { session.list_keys(&msg.prefix).await })
     }

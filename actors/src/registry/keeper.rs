@@ -15,8 +15,8 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::actor::{RegistryEvent, RegistrySeed, roll_name};
 use super::session::{
-    Continuity, Keys, Leftover, Mirror, Registered, Seat, View, claim, clear_leftover, condemn,
-    judge_seat, owner_of, register,
+    Continuity, Keys, Leftover, Mirror, Registered, Seat, View, amend, claim, clear_leftover,
+    condemn, judge_seat, owner_of, register,
 };
 use super::{
     Compare, KeyView, Kv, Lease, Listing, Op, RegistryError, Txn, TxnOutcome, WatchBatch,
@@ -67,6 +67,8 @@ pub(super) struct Shared {
     pub(super) generation: Generation,
     pub(super) standing: Option<Standing>,
     pub(super) registration: Registration,
+    /// It differs from what is in the registry.
+    pub(super) amended: bool,
     pub(super) up: bool,
     pub(super) since: Instant,
     pub(super) version: Option<String>,
@@ -134,6 +136,7 @@ impl Session {
                 register_at = Some(Instant::now());
             }
             self.answer_challenge().await?;
+            self.amend().await?;
             self.publish();
             let renew_at = self.renew_at();
             tokio::select! {
@@ -443,6 +446,13 @@ impl Session {
     ) -> Result<Option<Duration>, RegistryError> {
         match self.seed.backend.renew(lease).await {
             Ok(ttl) => {
+                let same = {
+                    let shared = self.shared.borrow();
+                    let mine = &shared.registration;
+                    let there = shared.mirror.registered_at(&self.keys, &mine.address());
+                    there.is_some_and(|(_, said)| said.as_ref() == Some(mine))
+                };
+                self.shared.borrow_mut().amended = !same;
                 self.stand(incarnation, Lease { id: lease, ttl });
                 Ok(None)
             }
@@ -499,7 +509,11 @@ impl Session {
     }
 
     async fn put_registration(&self) -> Result<Option<Duration>, RegistryError> {
-        let registration = self.shared.borrow().registration.clone();
+        let registration = {
+            let mut shared = self.shared.borrow_mut();
+            shared.amended = false;
+            shared.registration.clone()
+        };
         let lease = self.seed.backend.grant(self.seed.settings.ttl).await?;
         let txn = register(&self.keys, &registration, lease.id).map_err(refused)?;
         let outcome = self.settle(txn).await?;
@@ -591,6 +605,40 @@ impl Session {
         };
         log::info!(target: "registry", event = "node.registered", node = name, address = address, incarnation = incarnation.0, ttl_s = lease.ttl.as_secs(); "registered");
         self.tell_incarnation();
+    }
+
+    /// Tells the registry what has changed of our registration; what is not registered yet will be registered so.
+    pub(super) async fn amend(&self) -> Result<(), RegistryError> {
+        let (registration, standing) = {
+            let shared = self.shared.borrow();
+            match shared.standing.filter(|_| shared.amended) {
+                Some(standing) => (shared.registration.clone(), standing),
+                None => return Ok(()),
+            }
+        };
+        let txn = amend(
+            &self.keys,
+            &registration,
+            standing.incarnation,
+            standing.lease,
+        );
+        let outcome = self.settle(txn.map_err(refused)?).await?;
+        let mut shared = self.shared.borrow_mut();
+        // Changed again meanwhile: then it is for the next one.
+        shared.amended = shared.registration != registration;
+        if !outcome.succeeded {
+            // This life of it is gone; the next look finds that out, and what is registered then is right.
+            return Ok(());
+        }
+        let key = self.keys.service(&registration.address());
+        if let Some(mut kv) = shared.mirror.get(&key).cloned() {
+            kv.value = Bytes::from(serde_json::to_vec(&registration).map_err(refused)?);
+            kv.mod_revision = outcome.stamp.revision;
+            kv.version += 1;
+            shared.mirror.put(kv);
+        }
+        log::info!(target: "registry", event = "node.amended", weight = registration.weight, eligible = registration.eligible, incarnation = standing.incarnation.0; "our registration says something else now");
+        Ok(())
     }
 
     async fn answer_challenge(&self) -> Result<(), RegistryError> {

@@ -449,6 +449,25 @@ pub fn register(keys: &Keys, me: &Registration, lease: i64) -> Result<Txn, serde
     })
 }
 
+/// Puts what we registered again, with other words, as long as this life of it stands: it keeps its incarnation and its lease.
+pub fn amend(
+    keys: &Keys,
+    me: &Registration,
+    incarnation: Incarnation,
+    lease: i64,
+) -> Result<Txn, serde_json::Error> {
+    let service = keys.service(&me.address());
+    Ok(Txn {
+        when: vec![Compare::Created(service.clone(), incarnation.0)],
+        then: vec![Op::Put {
+            key: service.clone(),
+            value: Bytes::from(serde_json::to_vec(me)?),
+            lease,
+        }],
+        otherwise: vec![Op::Get(service)],
+    })
+}
+
 /// Claims the master key, or takes it over: `expected` is its `mod_revision` as last seen, 0 when absent.
 pub fn claim(
     keys: &Keys,

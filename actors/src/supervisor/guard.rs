@@ -26,7 +26,7 @@ use tokio::sync::oneshot;
 
 use super::panics::guarded;
 use super::policy::Exit;
-use super::pulse::Pulse;
+use super::pulse::{Pulse, handling_part};
 use super::{How, Mailbox, ShutdownReport};
 
 /// Messages that an actor handles before the others on its plane have their turn.
@@ -335,6 +335,7 @@ impl<A: Actor<Context = Context<A>>> Life<A> {
 
 /// What an operator asked for: a handler that never returns.
 fn hang() -> ! {
+    handling_part("an operator's hang");
     loop {
         std::thread::park();
     }
@@ -429,6 +430,8 @@ impl<A: Actor<Context = Context<A>>> ActorFuture<A> for Pump<A> {
                 break;
             };
             message.handle(actor, context);
+            // What comes after it is not it: a timer, a future.
+            handling_part("");
         }
         Poll::Pending
     }

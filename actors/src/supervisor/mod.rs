@@ -78,6 +78,7 @@ pub use actor::{Supervisor, SupervisorHandle};
 pub use guard::TURN_BUDGET;
 pub use panics::install_panic_hook;
 pub use policy::{Restart, Strategy, SupervisionSettings};
+pub use pulse::{handling, handling_part};
 pub use spawner::{ArbiterSpawner, LocalSpawner};
 
 #[cfg(panic = "abort")]
@@ -279,6 +280,8 @@ pub struct ActorReport {
     pub uptime: Duration,
     /// Age of its present turn; zero between turns. A healthy actor's is microseconds.
     pub busy_for: Duration,
+    /// The message whose handler does not return, while the actor is hung.
+    pub busy_with: Option<&'static str>,
 }
 
 /// A supervisor's last word: one failure too many.

@@ -1,8 +1,9 @@
 //! What a guard publishes of its actor, in atomics, so that it can be read from any thread while the actor's own is stuck.
 
+use std::cell::RefCell;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize};
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{ActorReport, ActorState};
@@ -15,6 +16,30 @@ pub(super) fn now_us() -> u64 {
     u64::try_from(EPOCH.elapsed().as_micros())
         .unwrap_or(u64::MAX)
         .max(1)
+}
+
+thread_local! {
+    /// Whose turn it is on this thread.
+    static TURN: RefCell<Option<Arc<Pulse>>> = const { RefCell::new(None) };
+}
+
+/// Says which message the actor whose turn it is handles from now on: what a watchdog names when the handler does not return.
+/// Called first in each handler of the tree; actix does not tell what is in its envelopes.
+pub fn handling<M>() {
+    let name = std::any::type_name::<M>();
+    handling_part(name.rsplit("::").next().unwrap_or(name));
+}
+
+/// The same of a part of a message, such as a message of another node.
+pub fn handling_part(name: &'static str) {
+    TURN.with_borrow(|turn| {
+        if let Some(pulse) = turn {
+            *pulse
+                .handling
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner) = name;
+        }
+    });
 }
 
 /// One actor's vital signs. Written by its guard, and `hung` by the watchdog; each number stands for itself.
@@ -35,6 +60,8 @@ pub(super) struct Pulse {
     /// An operator's kill is on its way: there is at most one at a time.
     pub(super) kill_pending: AtomicBool,
     last_failure: Mutex<Option<String>>,
+    /// The message that is handled now; empty for a timer or a future of the actor's own.
+    handling: Mutex<&'static str>,
 }
 
 const RUNNING: u8 = 0;
@@ -55,6 +82,7 @@ impl Pulse {
             hung_since: AtomicU64::new(0),
             kill_pending: AtomicBool::new(false),
             last_failure: Mutex::new(None),
+            handling: Mutex::new(""),
         }
     }
 
@@ -83,8 +111,19 @@ impl Pulse {
         self.state.store(STOPPED, SeqCst);
     }
 
-    pub(super) fn begin_turn(&self) {
+    /// A turn of this actor begins on this thread.
+    pub(super) fn begin_turn(self: &Arc<Self>) {
+        TURN.set(Some(Arc::clone(self)));
+        handling_part("");
         self.busy_since.store(now_us(), SeqCst);
+    }
+
+    /// What is being handled, as far as its handler said.
+    pub(super) fn handling(&self) -> &'static str {
+        match *self.handling.lock().unwrap_or_else(PoisonError::into_inner) {
+            "" => "a timer or a future of its own",
+            name => name,
+        }
     }
 
     pub(super) fn end_turn(&self, handled: u64, mailbox: usize) {
@@ -92,6 +131,7 @@ impl Pulse {
         self.handled.store(handled, Relaxed);
         self.mailbox.store(mailbox, Relaxed);
         self.busy_since.store(0, SeqCst);
+        TURN.set(None);
     }
 
     /// When the present turn began, in microseconds; 0 between turns.
@@ -140,6 +180,7 @@ impl Pulse {
             turns: self.turns.load(Relaxed),
             uptime: since(self.alive_since.load(Relaxed)),
             busy_for: since(self.busy_since()),
+            busy_with: (state == ActorState::Hung).then(|| self.handling()),
         }
     }
 }
@@ -150,7 +191,7 @@ mod tests {
 
     #[test]
     fn a_report_tells_the_story_of_a_life() {
-        let pulse = Pulse::new("worker");
+        let pulse = Arc::new(Pulse::new("worker"));
         assert_eq!(pulse.state(), ActorState::Stopped);
         pulse.born(1);
         pulse.begin_turn();
@@ -174,15 +215,20 @@ mod tests {
         assert_eq!(pulse.state(), ActorState::Stopped);
     }
 
+    struct Question;
+
     #[test]
     fn a_hung_turn_stops_being_hung_when_it_ends_and_the_next_is_not_blamed_for_it() {
-        let pulse = Pulse::new("worker");
+        let pulse = Arc::new(Pulse::new("worker"));
         pulse.born(1);
         pulse.begin_turn();
+        handling::<Question>();
         pulse.mark_hung(pulse.busy_since());
         assert_eq!(pulse.state(), ActorState::Hung);
         assert_eq!(pulse.report().mailbox, None);
+        assert_eq!(pulse.report().busy_with, Some("Question"));
         pulse.end_turn(0, 0);
         assert_eq!(pulse.state(), ActorState::Running);
+        assert_eq!(pulse.report().busy_with, None);
     }
 }

@@ -38,6 +38,7 @@ use super::{
 use crate::cluster::{Fence, Identity};
 use crate::discovery::EpochSeen;
 use crate::id::{Incarnation, NodeId};
+use crate::supervisor::handling;
 use crate::time::{now, unix_ms};
 use crate::wire::{Class, DialBack, Envelope, Message as WireMessage};
 
@@ -708,6 +709,7 @@ impl Handler<Peers> for TransportActor {
     type Result = ();
 
     fn handle(&mut self, Peers(peers): Peers, ctx: &mut Context<Self>) {
+        handling::<Peers>();
         let actions = self.table.set_peers(peers, now());
         self.perform(ctx, actions);
     }
@@ -717,6 +719,7 @@ impl Handler<Incarnated> for TransportActor {
     type Result = ();
 
     fn handle(&mut self, registered: Incarnated, ctx: &mut Context<Self>) {
+        handling::<Incarnated>();
         if let Some(tls) = &self.seed.tls {
             tls.set_incarnation(registered.incarnation);
         }
@@ -729,6 +732,7 @@ impl Handler<Send> for TransportActor {
     type Result = Result<(), SendError>;
 
     fn handle(&mut self, send: Send, ctx: &mut Context<Self>) -> Self::Result {
+        handling::<Send>();
         self.send(ctx, send)
     }
 }
@@ -737,6 +741,7 @@ impl Handler<SendMany> for TransportActor {
     type Result = MessageResult<SendMany>;
 
     fn handle(&mut self, SendMany(sends): SendMany, ctx: &mut Context<Self>) -> Self::Result {
+        handling::<SendMany>();
         let answers = sends.into_iter().map(|send| self.send(ctx, send));
         MessageResult(answers.collect())
     }
@@ -746,6 +751,7 @@ impl Handler<Broadcast> for TransportActor {
     type Result = ();
 
     fn handle(&mut self, Broadcast(message): Broadcast, ctx: &mut Context<Self>) {
+        handling::<Broadcast>();
         // Encoded once for all. Why it may fail is logged there.
         let Ok(frame) = self.encode(&message) else {
             return;
@@ -762,6 +768,7 @@ impl Handler<Dial> for TransportActor {
     type Result = ResponseFuture<DialOutcome>;
 
     fn handle(&mut self, Dial { address }: Dial, _: &mut Context<Self>) -> Self::Result {
+        handling::<Dial>();
         Box::pin(self.look(address))
     }
 }
@@ -770,6 +777,7 @@ impl Handler<AskSessions> for TransportActor {
     type Result = MessageResult<AskSessions>;
 
     fn handle(&mut self, _: AskSessions, _: &mut Context<Self>) -> Self::Result {
+        handling::<AskSessions>();
         let up = self.open.values();
         MessageResult(up.map(|o| (o.peer.clone(), o.heard.clone())).collect())
     }
@@ -779,6 +787,7 @@ impl Handler<Caller> for TransportActor {
     type Result = ();
 
     fn handle(&mut self, caller: Caller, ctx: &mut Context<Self>) {
+        handling::<Caller>();
         self.answer(ctx, caller);
     }
 }
@@ -787,6 +796,7 @@ impl Handler<DialEnded> for TransportActor {
     type Result = ();
 
     fn handle(&mut self, ended: DialEnded, ctx: &mut Context<Self>) {
+        handling::<DialEnded>();
         self.dialled(ctx, ended);
     }
 }
@@ -795,6 +805,7 @@ impl Handler<SessionEnded> for TransportActor {
     type Result = ();
 
     fn handle(&mut self, SessionEnded { key, why }: SessionEnded, ctx: &mut Context<Self>) {
+        handling::<SessionEnded>();
         self.break_off(ctx, key, why);
     }
 }
@@ -803,6 +814,7 @@ impl Handler<DialledBack> for TransportActor {
     type Result = ();
 
     fn handle(&mut self, found: DialledBack, ctx: &mut Context<Self>) {
+        handling::<DialledBack>();
         let DialledBack {
             id,
             address,

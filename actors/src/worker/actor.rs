@@ -19,7 +19,9 @@ use crate::discovery::{EpochSeen, Reborn};
 use crate::id::{AttemptId, Epoch, NodeId};
 use crate::job::{JobContext, JobError, Jobs, Signals, clip};
 use crate::sample::Sampler;
+use crate::supervisor::{handling, handling_part};
 use crate::time::unix_ms;
+use crate::trace;
 use crate::transport::{Inbound, Send, SendError, SessionEvent};
 use crate::wire::{
     Acknowledge, Assign, Assignment, Cancel, Fenced, HandBack, Message, Outcome, Progress, Results,
@@ -343,22 +345,27 @@ impl WorkerActor {
 
     fn start(&mut self, assignment: Assignment, ctx: &mut Context<Self>) {
         let attempt = assignment.attempt;
-        let (started_ms, since) = (unix_ms(), Instant::now());
+        let trace_id = trace::of(&assignment.spec.meta).map(str::to_owned);
+        let run = Run {
+            started_ms: unix_ms(),
+            since: Instant::now(),
+            trace_id,
+        };
         self.started += 1;
         let level = self.level();
-        log::log!(target: "worker", level, event = "task.started", task = attempt.task.to_string(), attempt = attempt.attempt.to_string(), epoch = self.seed.fence.current().to_string(), job = assignment.spec.job.as_str(); "task started");
+        log::log!(target: "worker", level, event = "task.started", task = attempt.task.to_string(), attempt = attempt.attempt.to_string(), epoch = self.seed.fence.current().to_string(), job = assignment.spec.job.as_str(), trace_id:serde = trace::of(&assignment.spec.meta); "task started");
         let spec = assignment.spec;
         let Some(job) = self.seed.jobs.get(&spec.job) else {
             let why = format!("this worker does not know the job {:?}", spec.job);
-            return self.end(attempt, Outcome::Failed(why), (started_ms, since), ctx);
+            return self.end(attempt, Outcome::Failed(why), run, ctx);
         };
         let timeout = Duration::from_millis(spec.timeout_ms);
         let signals = Arc::<Signals>::default();
-        let context = JobContext::new(attempt, timeout, Arc::clone(&signals));
+        let context = JobContext::new(attempt, timeout, spec.meta, Arc::clone(&signals));
         // Many jobs end at their first step: those cost no task, no timer and no word that they began.
         let mut first = match at_once(|| job.run(spec.input, context)) {
             Ok(first) => first,
-            Err(outcome) => return self.end(attempt, outcome, (started_ms, since), ctx),
+            Err(outcome) => return self.end(attempt, outcome, run, ctx),
         };
         let waker = std::task::Waker::noop();
         let step = at_once(|| {
@@ -368,16 +375,16 @@ impl WorkerActor {
         });
         match step {
             Ok(Poll::Ready(ended)) => {
-                return self.end(attempt, outcome(Some(Ok(ended))), (started_ms, since), ctx);
+                return self.end(attempt, outcome(Some(Ok(ended))), run, ctx);
             }
-            Err(outcome) => return self.end(attempt, outcome, (started_ms, since), ctx),
+            Err(outcome) => return self.end(attempt, outcome, run, ctx),
             Ok(Poll::Pending) => {}
         }
         self.begun.push(attempt);
         self.flush_soon(ctx);
         self.cancels.insert(attempt, Arc::clone(&signals));
         let me = ctx.address();
-        let run = async move {
+        let running = async move {
             // In a task of its own: a panic in a job is that job's failure alone. When this future is dropped, so is it.
             let mut running = JoinSet::new();
             running.spawn_local(first);
@@ -400,20 +407,19 @@ impl WorkerActor {
                 }
             }
         };
-        ctx.spawn(run.into_actor(self).map(move |outcome, act, ctx| {
-            act.end(attempt, outcome, (started_ms, since), ctx);
+        ctx.spawn(running.into_actor(self).map(move |outcome, act, ctx| {
+            act.end(attempt, outcome, run, ctx);
             act.pump(ctx);
         }));
     }
 
-    fn end(
-        &mut self,
-        attempt: AttemptId,
-        outcome: Outcome,
-        (started_ms, since): (u64, Instant),
-        ctx: &mut Context<Self>,
-    ) {
+    fn end(&mut self, attempt: AttemptId, outcome: Outcome, run: Run, ctx: &mut Context<Self>) {
         self.cancels.remove(&attempt);
+        let Run {
+            started_ms,
+            since,
+            trace_id,
+        } = run;
         let finished_ms = unix_ms();
         let level = self.level();
         let said = outcome_name(&outcome);
@@ -425,7 +431,7 @@ impl WorkerActor {
             spec: None,
         };
         let held = self.desk.finished(result.clone());
-        log::log!(target: "worker", level, event = "task.executed", task = attempt.task.to_string(), attempt = attempt.attempt.to_string(), epoch = self.seed.fence.current().to_string(), outcome = said, held = held, duration_ms = finished_ms.saturating_sub(started_ms); "task executed");
+        log::log!(target: "worker", level, event = "task.executed", task = attempt.task.to_string(), attempt = attempt.attempt.to_string(), epoch = self.seed.fence.current().to_string(), outcome = said, held = held, duration_ms = finished_ms.saturating_sub(started_ms), trace_id:serde = trace_id; "task executed");
         if !held {
             return;
         }
@@ -463,6 +469,13 @@ impl WorkerActor {
             }
         }
     }
+}
+
+/// An attempt that runs.
+struct Run {
+    started_ms: u64,
+    since: Instant,
+    trace_id: Option<String>,
 }
 
 /// A panic in a job is that job's failure alone.
@@ -532,6 +545,7 @@ impl Handler<Told> for WorkerActor {
     type Result = ();
 
     fn handle(&mut self, msg: Told, ctx: &mut Self::Context) {
+        handling::<Told>();
         let Some(epoch) = self.desk.serving().filter(|_| self.desk.runs(msg.attempt)) else {
             return;
         };
@@ -558,6 +572,7 @@ impl Handler<ClusterChanged> for WorkerActor {
     type Result = ();
 
     fn handle(&mut self, msg: ClusterChanged, ctx: &mut Self::Context) {
+        handling::<ClusterChanged>();
         self.cluster = Some(msg.0);
         self.serve(ctx);
     }
@@ -567,6 +582,7 @@ impl Handler<SessionEvent> for WorkerActor {
     type Result = ();
 
     fn handle(&mut self, msg: SessionEvent, ctx: &mut Self::Context) {
+        handling::<SessionEvent>();
         let master = self.master().map(|(id, _)| id);
         match msg {
             // What was under way on the old session is lost, and its credit with it.
@@ -584,7 +600,9 @@ impl Handler<Inbound> for WorkerActor {
     type Result = ();
 
     fn handle(&mut self, msg: Inbound, ctx: &mut Self::Context) {
+        handling::<Inbound>();
         for envelope in msg.envelopes {
+            handling_part(envelope.message.name());
             match envelope.message {
                 Message::Assign(assign) => self.assigned(msg.from, assign, ctx),
                 Message::Acknowledge(ack) => self.acknowledged(msg.from, &ack),
@@ -600,6 +618,7 @@ impl Handler<AskWorker> for WorkerActor {
     type Result = WorkerSnapshot;
 
     fn handle(&mut self, _: AskWorker, _: &mut Self::Context) -> WorkerSnapshot {
+        handling::<AskWorker>();
         WorkerSnapshot {
             running: self.desk.running(),
             unacknowledged: self.desk.held(),
@@ -615,14 +634,19 @@ impl Handler<DrainWorker> for WorkerActor {
     type Result = ResponseActFuture<Self, WorkerDrained>;
 
     fn handle(&mut self, msg: DrainWorker, ctx: &mut Self::Context) -> Self::Result {
+        handling::<DrainWorker>();
         self.desk.drain();
         let waiting = self.desk.abandon_waiting();
+        let told = self.desk.serving().is_some();
+        let returned = waiting.len();
         self.hand_back(waiting, "the node is leaving", ctx);
         let now = Instant::now();
         let drain = Drain {
             deadline: now + msg.within,
             served: now,
             running: self.desk.running().len(),
+            handed_back: if told { returned } else { 0 },
+            untold: if told { 0 } else { returned },
         };
         let begin = std::future::ready(()).into_actor(self);
         Box::pin(begin.then(move |(), act, ctx| drain.step(act, ctx)))
@@ -637,6 +661,9 @@ struct Drain {
     served: Instant,
     /// What ran when it began.
     running: usize,
+    /// What waited when it began, and whether a master was there to be told.
+    handed_back: usize,
+    untold: usize,
 }
 
 impl Drain {
@@ -671,12 +698,14 @@ impl Drain {
 
     /// Hands back what still runs.
     fn end(self, act: &mut WorkerActor, ctx: &mut Context<WorkerActor>) -> WorkerDrained {
+        let held = act.desk.held();
         let attempts = act.desk.abandon();
-        let handed_back = attempts.len();
+        let stopped = attempts.len();
+        let told = act.desk.serving();
         for cancel in attempts.iter().filter_map(|a| act.cancels.get(a)) {
             cancel.cancel();
         }
-        if let Some(epoch) = act.desk.serving().filter(|_| handed_back > 0) {
+        if let Some(epoch) = told.filter(|_| stopped > 0) {
             let why = "the node is leaving".to_owned();
             act.tell(
                 HandBack {
@@ -687,9 +716,15 @@ impl Drain {
                 ctx,
             );
         }
+        let (back, untold) = if told.is_some() {
+            (stopped, 0)
+        } else {
+            (0, stopped)
+        };
         WorkerDrained {
-            finished: self.running.saturating_sub(handed_back),
-            handed_back,
+            finished: self.running.saturating_sub(stopped),
+            handed_back: self.handed_back + back,
+            untold: self.untold + untold + held,
         }
     }
 }

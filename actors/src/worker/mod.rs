@@ -54,8 +54,10 @@ pub struct DrainWorker {
 pub struct WorkerDrained {
     /// Attempts that finished while draining.
     pub finished: usize,
-    /// Attempts handed back.
+    /// Attempts handed back to a master, to run elsewhere.
     pub handed_back: usize,
+    /// Attempts and results that no master was there to be told of: durable ones run again, once somebody leads.
+    pub untold: usize,
 }
 
 /// What the worker is doing.

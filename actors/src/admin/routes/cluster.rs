@@ -13,11 +13,14 @@ use crate::admin::office::{Office, master_view};
 use crate::admin::picture::Picture;
 use crate::admin::relay::Call;
 use crate::admin::reply::{Answer, ApiError, ok};
-use crate::admin::{MemberView, MembersView, RegistryView, StatusView, WorkerView};
+use crate::admin::{
+    DebugView, MemberView, MembersView, RegistryView, StatusView, WorkerView, process,
+};
 use crate::cluster::Member;
-use crate::master::MasterSnapshot;
+use crate::master::{AskMaster, MasterSnapshot};
 use crate::registry::{AskRegistry, ListKeys, RegistrySnapshot};
 use crate::time::{rfc3339, unix_ms};
+use crate::wire::PROTOCOL_VERSION;
 use crate::worker::{AskWorker, WorkerSnapshot};
 
 /// How long a summary waits for the master's counts; it is useful without them.
@@ -162,6 +165,39 @@ fn member_view(picture: &Picture, member: &Member, counts: Option<&MasterSnapsho
             .map(|id| picture.name_of(*id))
             .collect(),
     }
+}
+
+/// `GET /v1/debug[?node=]`: what a node says of itself for a debug bundle.
+pub(super) async fn debug(
+    State(office): State<Arc<Office>>,
+    IsCarried(carried): IsCarried,
+    Params(at): Params<AtNode>,
+) -> Answer {
+    let call = |_| Call::get("/v1/debug");
+    let local = async {
+        let seed = &office.seed;
+        let picture = office.picture();
+        let members = picture.cluster.members.iter();
+        let members: Vec<_> = members.map(|m| member_view(&picture, m, None)).collect();
+        let (status, ledger) = tokio::join!(
+            status_here(&office),
+            office.ask("master", &seed.ask_master, AskMaster),
+        );
+        ok(DebugView {
+            status,
+            actors: seed.actors.report(),
+            members: serde_json::to_value(members).unwrap_or_default(),
+            config: seed.config.show(),
+            process: process::everything(),
+            ledger: ledger.ok(),
+            followers: office.following() as u64,
+            log_records: seed.events.newest(),
+            protocol: PROTOCOL_VERSION,
+        })
+    };
+    office
+        .at_node(carried, at.node.as_deref(), call, local)
+        .await
 }
 
 /// `?prefix=`.

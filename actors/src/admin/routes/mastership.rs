@@ -71,6 +71,7 @@ pub(super) async fn promote(
             name: picture.name_of(heir),
             epoch: master.epoch.to_string(),
             handed_over: 0,
+            masterless_ms: 0.0,
         });
     }
     let path = format!("/v1/members/{}/promote", escape(&heir.to_string()));

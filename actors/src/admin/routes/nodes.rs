@@ -1,5 +1,6 @@
 //! What belongs to one node: its actors, breaking them, draining it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -8,13 +9,18 @@ use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use futures_util::StreamExt;
 use futures_util::stream::iter;
-use serde_json::json;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::time::timeout;
 
+use super::tasks::parse_wait;
 use super::{AtNode, IsCarried, Params, escape, take_body};
 use crate::admin::office::{Office, pass_on, unreachable};
 use crate::admin::relay::Call;
 use crate::admin::reply::{Answer, ApiError, ok};
-use crate::admin::{ActorsView, DrainView, KillBody, KilledView, NodeActors};
+use crate::admin::{
+    ActorsView, ChangedView, ConfigView, DrainView, KillBody, KilledView, NodeActors,
+};
 use crate::id::NodeId;
 
 /// Members asked at one time; bounds what a fan-out puts on the sessions.
@@ -136,21 +142,100 @@ fn kill_here(office: &Office, actor: &str, how: &str) -> Answer {
     })
 }
 
-/// `POST /v1/members/{name}/drain`: 202, the drain has begun.
+/// `?wait=30s`.
+#[derive(Deserialize)]
+pub(super) struct Waits {
+    wait: Option<String>,
+}
+
+/// `POST /v1/members/{name}/drain`: 202, the drain has begun; with `?wait=`, 200 and its receipt once it is known.
 pub(super) async fn drain(
     State(office): State<Arc<Office>>,
     IsCarried(carried): IsCarried,
     Path(name): Path<String>,
+    Params(Waits { wait }): Params<Waits>,
 ) -> Answer {
-    let call = |id: NodeId| Call::post(format!("/v1/members/{id}/drain"), "");
+    let within = parse_wait(&office, wait.as_deref())?;
+    let call = |id: NodeId| {
+        let wait = within.as_millis();
+        Call::post(format!("/v1/members/{id}/drain?wait={wait}ms"), "")
+    };
     let local = async {
         log::info!(target: "admin", event = "admin.drain"; "an operator drains this node");
+        // Before it begins, so that it is waited with the receipt until we have read it.
+        let mut drained = office.seed.drained.clone();
         (office.seed.drain)();
+        let known = timeout(within, drained.wait_for(Option::is_some)).await;
+        if let (Ok(Ok(receipt)), false) = (known, within.is_zero()) {
+            return ok(receipt.clone());
+        }
         let view = DrainView {
             node: office.seed.identity.name(),
             draining: true,
         };
         Ok((StatusCode::ACCEPTED, axum::Json(view)).into_response())
     };
-    office.at_node(carried, Some(&name), call, local).await
+    let patience = within + office.seed.settings.relay_timeout;
+    office
+        .at_node_within(patience, carried, Some(&name), call, local)
+        .await
+}
+
+/// `GET /v1/config[?node=]`: every setting in use, its origin, and whether it can be changed while the node runs.
+pub(super) async fn config(
+    State(office): State<Arc<Office>>,
+    IsCarried(carried): IsCarried,
+    Params(at): Params<AtNode>,
+) -> Answer {
+    let call = |_| Call::get("/v1/config");
+    let local = async {
+        ok(ConfigView {
+            node: office.seed.identity.name(),
+            settings: office.seed.config.show(),
+        })
+    };
+    office
+        .at_node(carried, at.node.as_deref(), call, local)
+        .await
+}
+
+/// `POST /v1/config[?node=]` with `{"discovery.weight": 5}`: all of it or nothing, until the next reload.
+pub(super) async fn set_config(
+    State(office): State<Arc<Office>>,
+    IsCarried(carried): IsCarried,
+    Params(at): Params<AtNode>,
+    body: Body,
+) -> Answer {
+    let body = take_body(&office, body).await?;
+    let values: BTreeMap<String, Value> = serde_json::from_slice(&body).map_err(ApiError::bad)?;
+    let call = |id: NodeId| Call::post(format!("/v1/config?node={id}"), body.clone());
+    let local = async {
+        let keys: Vec<_> = values.keys().map(String::as_str).collect();
+        log::info!(target: "admin", event = "admin.set", keys = keys.join(","); "an operator changes settings of this node");
+        changed(office.seed.config.set(values.clone()).await)
+    };
+    office
+        .at_node(carried, at.node.as_deref(), call, local)
+        .await
+}
+
+/// `POST /v1/config/reload[?node=]`: what SIGHUP does.
+pub(super) async fn reload_config(
+    State(office): State<Arc<Office>>,
+    IsCarried(carried): IsCarried,
+    Params(at): Params<AtNode>,
+) -> Answer {
+    let call = |id: NodeId| Call::post(format!("/v1/config/reload?node={id}"), "");
+    let local = async {
+        log::info!(target: "admin", event = "admin.reload"; "an operator has this node read its configuration again");
+        changed(office.seed.config.reload().await)
+    };
+    office
+        .at_node(carried, at.node.as_deref(), call, local)
+        .await
+}
+
+fn changed(outcome: Result<ChangedView, String>) -> Answer {
+    let refused = |why| ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "config_rejected", why);
+    ok(outcome.map_err(refused)?)
 }

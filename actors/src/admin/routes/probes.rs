@@ -11,7 +11,7 @@ use serde::Deserialize;
 use super::Params;
 use crate::admin::office::{Office, master_view};
 use crate::admin::reply::ApiError;
-use crate::admin::{CheckView, ReadyView, metrics as page};
+use crate::admin::{CheckView, ReadyView, metrics as page, process};
 use crate::master::AskMaster;
 use crate::registry::AskRegistry;
 use crate::worker::AskWorker;
@@ -76,6 +76,10 @@ pub(super) async fn metrics(State(office): State<Arc<Office>>) -> Response {
         worker: worker.ok(),
         registry: registry.ok(),
         refusals: seed.refusals.all(),
+        process: process::figures(),
+        started_ms: seed.started_at,
+        followers: office.following(),
+        log_records: seed.events.newest(),
     });
     let kind = "text/plain; version=0.0.4; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], text).into_response()

@@ -29,6 +29,7 @@ use crate::master::{
     SubmitAndWait, SubmitError, Taken, TaskView,
 };
 use crate::time::unix_ms;
+use crate::trace::{self, TRACEPARENT, TRACESTATE};
 use crate::wire::{ApiResponse, MAX_PAYLOAD};
 
 /// Longest time a task may be made to wait.
@@ -45,6 +46,9 @@ const BATCH_BYTES: usize = 512 * 1024;
 const PAGE_BYTES: usize = 256 * 1024;
 /// A waiting read that the master did not answer looks again after this.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// The trace context of a request: `traceparent` and `tracestate`.
+type Context<'a> = (Option<&'a str>, Option<&'a str>);
 
 /// One task as somebody asks for it.
 #[derive(Debug, Deserialize, Serialize)]
@@ -100,8 +104,9 @@ impl Serialize for Span {
 }
 
 impl TaskBody {
-    fn parse(json: &[u8]) -> Result<Self, ApiError> {
+    fn parse(json: &[u8], (parent, state): Context<'_>) -> Result<Self, ApiError> {
         let mut task: Self = serde_json::from_slice(json).map_err(ApiError::bad)?;
+        trace::adopt(&mut task.meta, parent, state);
         task.id
             .get_or_insert_with(|| TaskId::new(unix_ms(), &mut rand::rng()));
         task.check().map_err(|error| task.named(error))?;
@@ -182,10 +187,12 @@ pub(super) async fn submit(
     let bytes = take_body(&office, body).await?;
     let kind = headers.get(header::CONTENT_TYPE);
     let lines = kind.is_some_and(|kind| kind.as_bytes().starts_with(NDJSON.as_bytes()));
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    let trace = (text(TRACEPARENT), text(TRACESTATE));
     if carried || lines {
-        return submit_lines(&office, carried, wait, &bytes).await;
+        return submit_lines(&office, carried, wait, trace, &bytes).await;
     }
-    let task = TaskBody::parse(&bytes)?;
+    let task = TaskBody::parse(&bytes, trace)?;
     let outcome = submit_batch(&office, false, wait, std::slice::from_ref(&task)).await;
     let receipt = outcome
         .and_then(|mut outcomes| {
@@ -203,7 +210,13 @@ pub(super) async fn submit(
     Ok((status, Json(receipt)).into_response())
 }
 
-async fn submit_lines(office: &Office, carried: bool, wait: Duration, bytes: &[u8]) -> Answer {
+async fn submit_lines(
+    office: &Office,
+    carried: bool,
+    wait: Duration,
+    trace: Context<'_>,
+    bytes: &[u8],
+) -> Answer {
     let lines = bytes.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
     let lines: Vec<_> = lines.filter(|line| !line.is_empty()).collect();
     if lines.is_empty() || lines.len() > MAX_LINES {
@@ -214,7 +227,7 @@ async fn submit_lines(office: &Office, carried: bool, wait: Duration, bytes: &[u
         return Err(ApiError::bad(message));
     }
     let mut good = Vec::new();
-    let parsed = lines.into_iter().map(TaskBody::parse);
+    let parsed = lines.into_iter().map(|line| TaskBody::parse(line, trace));
     let slots: Vec<Option<ApiError>> = parsed
         .map(|task| task.map(|task| good.push(task)).err())
         .collect();
@@ -342,7 +355,7 @@ fn fill_in(receipt: &mut Receipt, ended: Ended) {
     receipt.output = text.and_then(|text| RawValue::from_string(text).ok());
 }
 
-fn parse_wait(office: &Office, wait: Option<&str>) -> Result<Duration, ApiError> {
+pub(super) fn parse_wait(office: &Office, wait: Option<&str>) -> Result<Duration, ApiError> {
     match wait.map(humantime::parse_duration) {
         None => Ok(Duration::ZERO),
         Some(Ok(wait)) => Ok(wait.min(office.seed.settings.max_wait)),

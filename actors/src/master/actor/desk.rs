@@ -16,13 +16,16 @@ use crate::master::{
     SubmitAndWait, SubmitError, Submitted, Taken, TaskView,
 };
 use crate::planted;
+use crate::supervisor::handling;
 use crate::time::unix_ms;
+use crate::trace;
 use crate::wire::TaskSpec;
 
 impl Handler<Submit> for MasterActor {
     type Result = ResponseActFuture<Self, Vec<Result<Taken, SubmitError>>>;
 
     fn handle(&mut self, msg: Submit, ctx: &mut Self::Context) -> Self::Result {
+        handling::<Submit>();
         self.submit_all(msg.0, None, ctx)
     }
 }
@@ -31,6 +34,7 @@ impl Handler<SubmitAndWait> for MasterActor {
     type Result = ResponseActFuture<Self, Submitted>;
 
     fn handle(&mut self, msg: SubmitAndWait, ctx: &mut Self::Context) -> Self::Result {
+        handling::<SubmitAndWait>();
         let (tell, ended) = oneshot::channel();
         let answers = self.submit_all(msg.0, Some(tell), ctx);
         Box::pin(answers.map(|answers, _, _| Submitted { answers, ended }))
@@ -162,6 +166,7 @@ impl MasterActor {
         }
         let wait = Duration::from_millis(spec.not_before_ms.saturating_sub(created_ms));
         let job = spec.job.clone();
+        let trace_id = trace::of(&spec.meta).map(str::to_owned);
         let accepted = reign.ledger.accept(spec, wait, created_ms, now);
         let busy = |queued: usize| SubmitError::Busy {
             queued,
@@ -171,7 +176,7 @@ impl MasterActor {
             Ok(Accepted::New) => {
                 self.shadow_due = true;
                 let (level, epoch) = (self.level(), self.epoch());
-                log::log!(target: "master", level, event = "task.created", task = id.to_string(), job = job.as_str(), epoch = epoch; "task accepted");
+                log::log!(target: "master", level, event = "task.created", task = id.to_string(), job = job.as_str(), trace_id:serde = trace_id, epoch = epoch; "task accepted");
             }
             Ok(Accepted::Known) => {}
             Ok(Accepted::Proposed) => drop(proposed.insert(id)),
@@ -292,6 +297,7 @@ impl Handler<AwaitTasks> for MasterActor {
     type Result = ResponseActFuture<Self, Option<Vec<Ended>>>;
 
     fn handle(&mut self, msg: AwaitTasks, _: &mut Self::Context) -> Self::Result {
+        handling::<AwaitTasks>();
         if !self.knows() {
             return Box::pin(actix::fut::ready(None));
         }
@@ -305,11 +311,15 @@ impl Handler<CancelTask> for MasterActor {
     type Result = ResponseActFuture<Self, Result<TaskView, ChangeError>>;
 
     fn handle(&mut self, msg: CancelTask, ctx: &mut Self::Context) -> Self::Result {
+        handling::<CancelTask>();
         let id = msg.0;
         let state = self.state_of(id);
         let Some(reign) = self.acting() else {
             return Box::pin(actix::fut::ready(Err(ChangeError::NotMaster)));
         };
+        // One that is recorded is counted once its cancellation is.
+        let task = reign.ledger.get(id).filter(|task| !task.spec.durable);
+        let job = task.map(|task| task.spec.job.clone());
         let done = match (reign.ledger.cancel(id, unix_ms(), now()), state) {
             // Asked for twice, it is done once.
             (Err(_), Some("cancelled")) => Ok(None),
@@ -317,6 +327,9 @@ impl Handler<CancelTask> for MasterActor {
             (Err(_), None) => Err(ChangeError::Missing(id)),
             (Ok(running), _) => Ok(running),
         };
+        if let (Ok(_), Some(job)) = (&done, job.filter(|_| state != Some("cancelled"))) {
+            self.tally.finished(&job, "cancelled");
+        }
         if let Ok(Some((attempt, worker))) = &done {
             self.cancel(worker.id, vec![*attempt], "somebody cancelled it");
         }
@@ -328,6 +341,7 @@ impl Handler<RetryTask> for MasterActor {
     type Result = ResponseActFuture<Self, Result<TaskView, ChangeError>>;
 
     fn handle(&mut self, msg: RetryTask, ctx: &mut Self::Context) -> Self::Result {
+        handling::<RetryTask>();
         let id = msg.0;
         let state = self.state_of(id);
         let Some(reign) = self.acting() else {
@@ -345,6 +359,7 @@ impl Handler<ListTasks> for MasterActor {
     type Result = ResponseActFuture<Self, Option<Vec<TaskView>>>;
 
     fn handle(&mut self, msg: ListTasks, ctx: &mut Self::Context) -> Self::Result {
+        handling::<ListTasks>();
         let sure = self.confirm(ctx);
         Box::pin(sure.into_actor(self).map(move |sure, act, _| {
             let stale = !leads(sure)?;
@@ -369,6 +384,7 @@ impl Handler<GetTask> for MasterActor {
     type Result = ResponseActFuture<Self, Option<Option<TaskView>>>;
 
     fn handle(&mut self, msg: GetTask, ctx: &mut Self::Context) -> Self::Result {
+        handling::<GetTask>();
         if planted::is("read-not-confirmed") && self.knows() {
             return Box::pin(actix::fut::ready(Some(self.view_of(msg.0))));
         }

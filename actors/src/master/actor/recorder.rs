@@ -187,6 +187,7 @@ impl MasterActor {
         let committed = reign.landed(flight.n, now);
         self.commits += 1;
         self.last_commit = took;
+        self.tally.commit.observe(took);
         self.wake(flight.n, &Fate::Recorded);
         for change in committed {
             self.took_place(change);
@@ -196,6 +197,7 @@ impl MasterActor {
     }
 
     fn took_place(&mut self, committed: Committed) {
+        self.count_committed(&committed);
         self.say_committed(&committed);
         if let Some((worker, attempt)) = committed.answers {
             self.acks.entry(worker).or_default().push((attempt, None));

@@ -5,6 +5,7 @@ use crate::id::AttemptId;
 use crate::master::ledger::{Committed, State, Verdict};
 use crate::master::reign::{Origin, Recovered};
 use crate::master::task::Change;
+use crate::trace;
 use crate::wire::{Outcome, TaskResult};
 
 impl MasterActor {
@@ -30,6 +31,7 @@ impl MasterActor {
             task.spec.job.clone(),
             self.epoch(),
         );
+        let trace_id = trace::of(&task.spec.meta).map(str::to_owned);
         let error = match &task.state {
             State::Failed(why) | State::Dead(why) => why.to_string(),
             _ => committed.why.to_owned(),
@@ -48,22 +50,22 @@ impl MasterActor {
         let (executor, error) = (executor.as_str(), error.as_str());
         match &committed.change {
             Change::Accept(_) => {
-                log::log!(target: "master", level, event = "task.created", task = id, job = job.as_str(), epoch = epoch; "task accepted")
+                log::log!(target: "master", level, event = "task.created", task = id, job = job.as_str(), trace_id:serde = trace_id, epoch = epoch; "task accepted")
             }
             Change::Finish(State::Done(_), _) => {
-                log::log!(target: "master", level, event = "task.finished", task = id, attempt = attempt, executor = executor, output = output.as_str(), duration_ms = ran, epoch = epoch; "task finished")
+                log::log!(target: "master", level, event = "task.finished", task = id, attempt = attempt, executor = executor, output = output.as_str(), duration_ms = ran, trace_id:serde = trace_id, epoch = epoch; "task finished")
             }
             Change::Finish(State::Dead(_), _) => {
-                log::warn!(target: "master", event = "task.dead", task = id, attempt = attempt, reason = error, epoch = epoch; "no further attempt")
+                log::warn!(target: "master", event = "task.dead", task = id, attempt = attempt, reason = error, trace_id:serde = trace_id, epoch = epoch; "no further attempt")
             }
             Change::Finish(State::Cancelled, _) => {
-                log::info!(target: "master", event = "task.cancelled", task = id, epoch = epoch; "task cancelled")
+                log::info!(target: "master", event = "task.cancelled", task = id, trace_id:serde = trace_id, epoch = epoch; "task cancelled")
             }
             Change::Finish(..) => {
-                log::warn!(target: "master", event = "task.failed", task = id, attempt = attempt, executor = executor, reason = error, duration_ms = ran, epoch = epoch; "task failed")
+                log::warn!(target: "master", event = "task.failed", task = id, attempt = attempt, executor = executor, reason = error, duration_ms = ran, trace_id:serde = trace_id, epoch = epoch; "task failed")
             }
             Change::Requeue(_) => {
-                log::log!(target: "master", level, event = "task.requeued", task = id, attempt = attempt, reason = committed.why, epoch = epoch; "task queued again")
+                log::log!(target: "master", level, event = "task.requeued", task = id, attempt = attempt, reason = committed.why, trace_id:serde = trace_id, epoch = epoch; "task queued again")
             }
             Change::Retry => {
                 log::info!(target: "master", event = "task.retried", task = id, epoch = epoch; "a dead task is given another chance")
@@ -72,21 +74,30 @@ impl MasterActor {
     }
 
     pub(super) fn say_verdict(&mut self, attempt: AttemptId, verdict: &Verdict) {
+        if *verdict == Verdict::Dead {
+            self.count(attempt.task, "dead");
+        }
         let level = self.level();
         if *verdict != Verdict::Dead && !log::log_enabled!(target: "master", level) {
             return;
         }
         let epoch = self.epoch();
+        let trace_id = self.trace_of(attempt);
         let (task, attempt) = (attempt.task.to_string(), attempt.attempt.to_string());
         match verdict {
             Verdict::Requeued(why) => {
-                log::log!(target: "master", level, event = "task.requeued", task = task, attempt = attempt, reason = *why, epoch = epoch; "task queued again");
+                log::log!(target: "master", level, event = "task.requeued", task = task, attempt = attempt, reason = *why, trace_id:serde = trace_id, epoch = epoch; "task queued again");
             }
             Verdict::Dead => {
-                log::warn!(target: "master", event = "task.dead", task = task, attempt = attempt, epoch = epoch; "its attempts are used up");
+                log::warn!(target: "master", event = "task.dead", task = task, attempt = attempt, trace_id:serde = trace_id, epoch = epoch; "its attempts are used up");
             }
             Verdict::Recorded | Verdict::Recording | Verdict::Repeated | Verdict::Refused(_) => {}
         }
+    }
+
+    fn trace_of(&self, attempt: AttemptId) -> Option<String> {
+        let task = self.reign.as_ref()?.ledger.get(attempt.task)?;
+        trace::of(&task.spec.meta).map(str::to_owned)
     }
 
     /// Each task that only the master before knew is named.
@@ -129,18 +140,19 @@ impl MasterActor {
         let task = result.attempt.task.to_string();
         let attempt = result.attempt.attempt.to_string();
         let duration = result.finished_ms.saturating_sub(result.started_ms);
+        let trace_id = self.trace_of(result.attempt);
         match (verdict, &result.outcome) {
             (Verdict::Recorded, Outcome::Done(output)) => {
                 let output = String::from_utf8_lossy(output);
-                log::log!(target: "master", level, event = "task.finished", task = task, attempt = attempt, executor = executor, output = &*output, started = crate::time::rfc3339(result.started_ms), finished = crate::time::rfc3339(result.finished_ms), duration_ms = duration, epoch = epoch; "task finished");
+                log::log!(target: "master", level, event = "task.finished", task = task, attempt = attempt, executor = executor, output = &*output, started = crate::time::rfc3339(result.started_ms), finished = crate::time::rfc3339(result.finished_ms), duration_ms = duration, trace_id:serde = trace_id, epoch = epoch; "task finished");
             }
             (Verdict::Recorded, outcome) => {
-                log::warn!(target: "master", event = "task.failed", task = task, attempt = attempt, executor = executor, reason:debug = outcome, duration_ms = duration, epoch = epoch; "task failed");
+                log::warn!(target: "master", event = "task.failed", task = task, attempt = attempt, executor = executor, reason:debug = outcome, duration_ms = duration, trace_id:serde = trace_id, epoch = epoch; "task failed");
             }
             // It was stopped because it ran in vain.
             (Verdict::Refused(_), Outcome::Cancelled) => {}
             (Verdict::Refused(why), _) => {
-                log::warn!(target: "master", event = "task.refused", task = task, attempt = attempt, executor = executor, reason = *why, epoch = epoch; "a result is refused");
+                log::warn!(target: "master", event = "task.refused", task = task, attempt = attempt, executor = executor, reason = *why, trace_id:serde = trace_id, epoch = epoch; "a result is refused");
             }
             (other, _) => self.say_verdict(result.attempt, other),
         }

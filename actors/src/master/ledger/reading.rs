@@ -53,6 +53,11 @@ impl Ledger {
         self.open
     }
 
+    /// Queued or with a worker, and recorded nowhere.
+    pub fn open_ephemeral(&self) -> usize {
+        self.open_ephemeral
+    }
+
     /// With a worker.
     pub fn outstanding(&self) -> BTreeMap<WorkerId, usize> {
         self.leased.iter().map(|(w, t)| (*w, t.len())).collect()

@@ -24,7 +24,7 @@ use tower::ServiceExt;
 
 use super::{epoch, on_runtime, parts};
 use crate::admin::routes::{answer_carried, router};
-use crate::admin::{ActorView, Actors, AdminSeed, AdminSettings, Life, Office};
+use crate::admin::{ActorView, Actors, AdminSeed, AdminSettings, Life, NoSettings, Office};
 use crate::cluster::{Cluster, Identity, Master, MasterRecord};
 use crate::discovery::{NewMaster, Reborn, StepDown, StepDownError};
 use crate::events::EventLog;
@@ -167,6 +167,8 @@ fn start() -> Node {
         events: EventLog::new(16),
         actors: Arc::new(Tree),
         drain: Arc::new(|| {}),
+        drained: tokio::sync::watch::channel(None).1,
+        config: Arc::new(NoSettings),
         ask_master: others.clone().recipient(),
         list_tasks: others.clone().recipient(),
         get_task: others.clone().recipient(),
