@@ -1207,7 +1207,7 @@ async fn nodes_of_one_secret_meet_and_those_of_another_are_refused_and_counted()
 #[actix_rt::test]
 async fn a_certificate_lets_in_whom_it_names_in_this_session_and_nobody_else() {
     let mut a = with_secret(1, 1).start().await;
-    let mut fits = Member::call(&a, 9, 3).await;
+    let mut fits = Member::call(&a, 9, 5).await;
     let welcome = fits.say(raw_me(9), None).await;
     assert!(matches!(welcome, Greeting::Welcome(_)), "{welcome:?}");
     let binding = fits.0.proof.as_ref().unwrap().binding(Side::Dialler);
@@ -1215,14 +1215,14 @@ async fn a_certificate_lets_in_whom_it_names_in_this_session_and_nobody_else() {
         Greeting::Refusal(refusal) => (refusal.kind, refusal.words),
         other => panic!("{other:?}"),
     };
-    let other_id = Member::call(&a, 8, 3).await.say(raw_me(9), None).await;
+    let other_id = Member::call(&a, 8, 5).await.say(raw_me(9), None).await;
     let (kind, words) = told(other_id);
     assert_eq!(kind, RefusalKind::Unproven);
     assert!(words.contains("troupe://demo/node/"), "{words}");
     let other_life = Member::call(&a, 9, 2).await.say(raw_me(9), None).await;
     assert_eq!(told(other_life).0, RefusalKind::Unproven);
     assert_eq!(refusals(&a, Reason::Impostor), 2);
-    let mut replaying = Member::call(&a, 9, 3).await;
+    let mut replaying = Member::call(&a, 9, 5).await;
     let (kind, words) = told(replaying.say(raw_me(9), Some(binding)).await);
     assert_eq!(kind, RefusalKind::Unproven);
     assert!(words.contains("not made for this session"), "{words}");

@@ -83,6 +83,8 @@ pub struct Conduct {
     submits: BTreeMap<String, u32>,
     created: BTreeSet<String>,
     ended: BTreeSet<(String, Attempt)>,
+    /// Tasks whose attempts' results nobody waits for any more.
+    cancelled: BTreeSet<String>,
     generation: (i64, i64, Duration),
     lives: BTreeMap<i64, Life>,
     verdicts: Vec<Verdict>,
@@ -209,6 +211,10 @@ impl Conduct {
                 self.acts(place, record)
             }
             "task.assigned" | "task.adopted" => self.acts(place, record),
+            "task.cancelled" => {
+                self.cancelled.insert(task);
+                None
+            }
             "task.finished" | "task.failed" | "task.dead" | "task.requeued" => {
                 self.ended.insert((task, record.attempt()?));
                 None
@@ -243,6 +249,7 @@ impl Conduct {
         // Of another reign's attempt the record may have been made before anybody could say so.
         let same_reign = record.epoch("epoch") == Some(this.1.0);
         let answered = same_reign && record.get("refused") == "false";
+        let answered = answered && !self.cancelled.contains(&this.0);
         let early = answered && self.durable.contains(&this.0) && !self.ended.contains(&this);
         early.then(|| {
             let (task, (epoch, n)) = this;

@@ -181,6 +181,8 @@ pub struct Plan {
     pub faults: Vec<(Duration, Fault)>,
     /// Tasks handed in during the safety phase: when, and at which node.
     pub submits: Vec<(Duration, usize)>,
+    /// Whether clients ask again, cancel and retry meanwhile, and some tasks always fail.
+    pub clients: bool,
     pub safety: Duration,
     /// There is one fault and nothing else.
     pub single: bool,
@@ -288,6 +290,7 @@ impl Plan {
             faults,
             single,
             submits,
+            clients: true,
             safety,
             calm: if rng.random_bool(0.1) {
                 Duration::from_secs(35)
@@ -317,8 +320,8 @@ impl Plan {
             | Fault::Resets { .. }
             | Fault::Clock { .. }
             | Fault::NewGeneration => true,
-            // Both sides are heard by the node between them.
-            Fault::Bridge { .. } => true,
+            // A majority that does not hear somebody may condemn it, though the node between the sides still does.
+            Fault::Bridge { .. } => false,
             // The registry still carries challenges to the other side.
             Fault::Split { .. } => self.nodes == 2,
             Fault::Crash { .. }

@@ -176,6 +176,7 @@ fn plan(scenario: &Scenario) -> Plan {
             .iter()
             .map(|(at, node)| (ms(*at), *node))
             .collect(),
+        clients: false,
         safety: Duration::from_secs(scenario.until),
         single: false,
         calm: Duration::from_secs(1),

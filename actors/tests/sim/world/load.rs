@@ -33,7 +33,7 @@ impl World<'_> {
 
     /// The input of the next task: now and then one that cannot but fail, for somebody to try again.
     pub(super) fn input(&mut self) -> String {
-        if self.rng.random_bool(0.15) {
+        if self.plan.clients && self.rng.random_bool(0.15) {
             return node::DOOMED.to_owned();
         }
         self.rng.random_range(30..60).to_string()
@@ -42,7 +42,7 @@ impl World<'_> {
     /// Once in a while somebody calls.
     pub(super) fn clients(&mut self) {
         let now = self.sim.elapsed();
-        if now < self.load.next || self.load.tasks.is_empty() {
+        if !self.plan.clients || now < self.load.next || self.load.tasks.is_empty() {
             return;
         }
         let wait = self.rng.random_range(5..APART_MS);
