@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::actor::{RegistryEvent, RegistrySeed, roll_name};
 use super::session::{
     Continuity, Keys, Leftover, Mirror, Registered, Seat, View, amend, claim, clear_leftover,
-    condemn, judge_seat, owner_of, register,
+    condemn, judge_seat, key_view, owner_of, register,
 };
 use super::{
     Compare, KeyView, Kv, Lease, Listing, Op, RegistryError, Txn, TxnOutcome, WatchBatch,
@@ -948,29 +948,6 @@ fn made(key: &str, value: Bytes, revision: i64, lease: i64) -> Kv {
         mod_revision: revision,
         version: 1,
         lease,
-    }
-}
-
-fn key_view(kv: &Kv, view: &View, ttl_s: Option<u64>) -> KeyView {
-    let text = String::from_utf8_lossy(&kv.value);
-    let value = serde_json::from_slice(&kv.value)
-        .unwrap_or_else(|_| serde_json::Value::String(text.into_owned()));
-    let id = value.get("id").and_then(|id| id.as_str()?.parse().ok());
-    let id = id.or_else(|| owner_of(kv));
-    let member = view.members.iter().find(|m| Some(m.registration.id) == id);
-    let stale = match (id, member) {
-        (Some(_), None) => Some("its owner is not registered".to_owned()),
-        _ => None,
-    };
-    KeyView {
-        key: kv.key.clone(),
-        value,
-        create_revision: kv.create_revision,
-        mod_revision: kv.mod_revision,
-        lease: kv.lease,
-        ttl_s,
-        owner: member.map(|m| m.registration.name.clone()),
-        stale,
     }
 }
 
