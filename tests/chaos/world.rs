@@ -415,6 +415,10 @@ fn arguments(name: &str, ip: &str, port: u16, endpoints: &str, more: &[String]) 
     args.extend(["--bind".to_owned(), format!("{ip}:{port}")]);
     args.extend(["--admin".to_owned(), format!("{ip}:{}", port + 1)]);
     args.extend(["--log-format".to_owned(), "json".to_owned()]);
+    if !ip.starts_with("127.") {
+        // Namespaces that nobody else reaches, and an API that is asked from another one.
+        args.push("--insecure".to_owned());
+    }
     let settings = SETTINGS.map(str::to_owned);
     for setting in settings.iter().chain(more) {
         args.extend(["--set".to_owned(), setting.clone()]);

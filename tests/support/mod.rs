@@ -325,7 +325,6 @@ pub struct Node {
     pub name: String,
     /// Port between nodes; the admin API is on the next.
     pub port: u16,
-    ip: String,
     netns: Option<String>,
     args: Vec<String>,
 }
@@ -375,8 +374,28 @@ impl Node {
         Self::start_in(None, "127.0.0.1", name, registry, port, more)
     }
 
-    /// Starts a node inside a network namespace.
+    /// Starts a node inside a network namespace. Its admin API is on loopback there.
     pub fn start_in(
+        netns: Option<String>,
+        ip: &str,
+        name: &str,
+        registry: &str,
+        port: u16,
+        more: &[&str],
+    ) -> Self {
+        let admin = format!("127.0.0.1:{}", port + 1);
+        Self::start_admin(
+            netns,
+            ip,
+            name,
+            registry,
+            port,
+            &[&["--admin", &admin], more].concat(),
+        )
+    }
+
+    /// Starts a node whose arguments say where its admin API is.
+    pub fn start_admin(
         netns: Option<String>,
         ip: &str,
         name: &str,
@@ -390,8 +409,6 @@ impl Node {
             registry.to_owned(),
             "--bind".to_owned(),
             format!("{ip}:{port}"),
-            "--admin".to_owned(),
-            format!("{ip}:{}", port + 1),
             "--log-format".to_owned(),
             "json".to_owned(),
         ];
@@ -412,7 +429,6 @@ impl Node {
             process,
             name: name.to_owned(),
             port,
-            ip: ip.to_owned(),
             netns,
             args,
         }
@@ -438,7 +454,7 @@ impl Node {
 
     /// Its admin API.
     pub fn admin(&self) -> String {
-        format!("{}:{}", self.ip, self.port + 1)
+        format!("127.0.0.1:{}", self.port + 1)
     }
 
     /// Waits for an event from `mark` on.

@@ -20,6 +20,7 @@ pub(crate) struct Facts<'a> {
     pub(crate) worker: Option<WorkerSnapshot>,
     pub(crate) registry: Option<RegistrySnapshot>,
     pub(crate) refusals: BTreeMap<Reason, u64>,
+    pub(crate) refused: BTreeMap<&'static str, u64>,
 }
 
 /// The page.
@@ -38,6 +39,12 @@ pub(crate) fn render(facts: &Facts<'_>) -> String {
     }
     if let Some(registry) = &facts.registry {
         of_the_registry(&mut page, registry);
+    }
+    let name = "troupe_admin_refused_total";
+    let help = "Requests that were refused or cut off at the door of the API, by reason.";
+    page.family(name, "counter", help);
+    for (reason, count) in &facts.refused {
+        page.sample(name, &[("reason", reason)], count);
     }
     page.text
 }

@@ -630,7 +630,7 @@ mod tests {
     fn a_durable_task_ends_once_unless_a_dead_one_was_to_be_tried_again() {
         let promoted = said(0, "a", "master.promoted").with("epoch", "7-10");
         let durable = said(0, "a", "sim.submitted").with("task", "t");
-        let before = vec![promoted, durable.with("durable", "true")];
+        let before = [promoted, durable.with("durable", "true")];
         let ended = |event: &str, n: u32| of(said(1, "a", event), "7-10", &format!("7-10/{n}"));
         let retry = said(1, "a", "sim.called").with("asked", "retry");
         let retry = retry.with("task", "t").with("call", "1");

@@ -41,6 +41,9 @@ struct Follower {
     last: Duration,
 }
 
+/// Done once there is time.
+type Later = Box<dyn FnOnce(&mut Hub)>;
+
 /// See the module page.
 pub struct Server {
     store: Direct,
@@ -56,7 +59,7 @@ pub struct Server {
     sync_every: Option<Duration>,
     syncing: bool,
     /// Answers that wait for the disk.
-    waiting: Vec<Box<dyn FnOnce(&mut Hub)>>,
+    waiting: Vec<Later>,
     lives: u64,
 }
 

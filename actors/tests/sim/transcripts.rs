@@ -161,7 +161,6 @@ fn plan(scenario: &Scenario) -> Plan {
             relist: Duration::from_secs(30),
             generator: None,
             longest_job: ms(1500),
-            ..base.make
         },
         latency: (ms(1), ms(2)),
         tick: ms(2),

@@ -11,6 +11,7 @@ use futures_util::stream::iter;
 use serde_json::json;
 
 use super::{AtNode, IsCarried, Params, escape, take_body};
+use crate::admin::audit::caller;
 use crate::admin::office::{Office, pass_on, unreachable};
 use crate::admin::relay::Call;
 use crate::admin::reply::{Answer, ApiError, ok};
@@ -126,7 +127,8 @@ fn kill_here(office: &Office, actor: &str, how: &str) -> Answer {
         let message = format!("no actor is called {actor}; there are {}", names.join(", "));
         return Err(ApiError::missing("no_such_actor", message).with("actors", json!(names)));
     }
-    log::warn!(target: "admin", event = "admin.kill", victim = actor, how = how; "an operator breaks an actor");
+    let caller = caller();
+    log::warn!(target: "admin", event = "admin.kill", victim = actor, how = how, by = caller.by.as_str(), from = caller.from.as_str(); "an operator breaks an actor");
     let refused = |why| ApiError::new(StatusCode::CONFLICT, "not_killed", why);
     office.seed.actors.kill(actor, how).map_err(refused)?;
     ok(KilledView {
@@ -144,7 +146,8 @@ pub(super) async fn drain(
 ) -> Answer {
     let call = |id: NodeId| Call::post(format!("/v1/members/{id}/drain"), "");
     let local = async {
-        log::info!(target: "admin", event = "admin.drain"; "an operator drains this node");
+        let caller = caller();
+        log::info!(target: "admin", event = "admin.drain", by = caller.by.as_str(), from = caller.from.as_str(); "an operator drains this node");
         (office.seed.drain)();
         let view = DrainView {
             node: office.seed.identity.name(),

@@ -76,6 +76,7 @@ pub(super) async fn metrics(State(office): State<Arc<Office>>) -> Response {
         worker: worker.ok(),
         registry: registry.ok(),
         refusals: seed.refusals.all(),
+        refused: seed.audit.refused(),
     });
     let kind = "text/plain; version=0.0.4; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], text).into_response()
