@@ -466,7 +466,10 @@ fn grow(node: Node, end: &UnboundedSender<End>) -> Grown {
 
     let tree = Arc::new(Tree::default());
     let admin_seed = AdminSeed {
-        settings: AdminSettings::default(),
+        settings: AdminSettings {
+            edit_registry: node.config.edit_registry,
+            ..AdminSettings::default()
+        },
         identity: identity.clone(),
         listener: Arc::new(node.admin),
         started_at: node.registration.started_at,
@@ -485,6 +488,8 @@ fn grow(node: Node, end: &UnboundedSender<End>) -> Grown {
         ask_worker: worker.clone().recipient(),
         ask_registry: registry.clone().recipient(),
         list_keys: registry.clone().recipient(),
+        edit_key: registry.clone().recipient(),
+        watch_keys: registry.clone().recipient(),
         step_down: discovery.clone().recipient(),
         reborn: discovery.clone().recipient(),
         send: transport.recipient(),
@@ -559,6 +564,10 @@ impl Actors for Tree {
             uptime_s: r.uptime.as_secs_f64(),
         };
         reports.into_iter().map(view).collect()
+    }
+
+    fn trace(&self, name: &str) -> Option<String> {
+        self.0.get()?.trace(name)
     }
 
     fn kill(&self, name: &str, how: &str) -> Result<(), String> {

@@ -2,7 +2,6 @@
 //! discovery decides on. All on RegistryActor's thread, which owns it.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -19,7 +18,8 @@ use super::session::{
     judge_seat, owner_of, register,
 };
 use super::{
-    Compare, KeyView, Kv, Lease, Listing, Op, RegistryError, Txn, TxnOutcome, WatchStream,
+    Compare, EditKey, EditRefused, KeyView, Kv, Lease, Listing, Op, RegistryError, Txn, TxnOutcome,
+    WatchStream, operator,
 };
 use crate::backoff::Backoff;
 use crate::cluster::{MasterRecord, Registration};
@@ -256,24 +256,16 @@ impl Session {
     }
 
     pub(super) async fn list_keys(&self, prefix: &str) -> Result<Vec<KeyView>, RegistryError> {
-        let prefix = if prefix.starts_with('/') {
-            prefix.to_owned()
-        } else {
-            format!("{}{prefix}", self.keys.prefix())
-        };
-        let listing = self.seed.backend.list(&prefix).await?;
-        let mut leases: BTreeMap<i64, Option<u64>> = BTreeMap::new();
-        for kv in &listing.kvs {
-            if kv.lease != 0 && !leases.contains_key(&kv.lease) {
-                let left = self.seed.backend.remaining(kv.lease).await.ok();
-                leases.insert(kv.lease, left.map(|d| d.as_secs()));
-            }
-        }
-        let view = self.shared.borrow().mirror.view(&self.keys).0;
-        let keys = listing.kvs.iter();
-        Ok(keys
-            .map(|kv| key_view(kv, &view, leases.get(&kv.lease).copied().flatten()))
-            .collect())
+        let view = || self.shared.borrow().mirror.view(&self.keys).0;
+        operator::list(&*self.seed.backend, &self.keys, prefix, view).await
+    }
+
+    pub(super) async fn edit_key(&self, edit: EditKey) -> Result<i64, EditRefused> {
+        operator::edit(&*self.seed.backend, &self.keys, edit).await
+    }
+
+    pub(super) async fn watch_keys(&self, prefix: &str) -> Result<WatchStream, RegistryError> {
+        operator::watch(&*self.seed.backend, &self.keys, prefix).await
     }
 
     // --- our registration ----------------------------------------------------------------------------------------
@@ -857,29 +849,6 @@ fn made(key: &str, value: Bytes, revision: i64, lease: i64) -> Kv {
         mod_revision: revision,
         version: 1,
         lease,
-    }
-}
-
-fn key_view(kv: &Kv, view: &View, ttl_s: Option<u64>) -> KeyView {
-    let text = String::from_utf8_lossy(&kv.value);
-    let value = serde_json::from_slice(&kv.value)
-        .unwrap_or_else(|_| serde_json::Value::String(text.into_owned()));
-    let id = value.get("id").and_then(|id| id.as_str()?.parse().ok());
-    let id = id.or_else(|| owner_of(kv));
-    let member = view.members.iter().find(|m| Some(m.registration.id) == id);
-    let stale = match (id, member) {
-        (Some(_), None) => Some("its owner is not registered".to_owned()),
-        _ => None,
-    };
-    KeyView {
-        key: kv.key.clone(),
-        value,
-        create_revision: kv.create_revision,
-        mod_revision: kv.mod_revision,
-        lease: kv.lease,
-        ttl_s,
-        owner: member.map(|m| m.registration.name.clone()),
-        stale,
     }
 }
 

@@ -1,8 +1,9 @@
 //! What a guard publishes of its actor, in atomics, so that it can be read from any thread while the actor's own is stuck.
 
+use std::backtrace::Backtrace;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize};
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{ActorReport, ActorState};
@@ -35,7 +36,12 @@ pub(super) struct Pulse {
     /// An operator's kill is on its way: there is at most one at a time.
     pub(super) kill_pending: AtomicBool,
     last_failure: Mutex<Option<String>>,
+    /// Of the last panic; a later failure without one leaves it.
+    trace: Mutex<Option<Arc<Backtrace>>>,
 }
+
+/// Characters of a trace that are told: more than any has, and well below what a frame carries to another node.
+const MAX_TRACE: usize = 64 * 1024;
 
 const RUNNING: u8 = 0;
 const RESTARTING: u8 = 1;
@@ -55,6 +61,7 @@ impl Pulse {
             hung_since: AtomicU64::new(0),
             kill_pending: AtomicBool::new(false),
             last_failure: Mutex::new(None),
+            trace: Mutex::new(None),
         }
     }
 
@@ -63,6 +70,21 @@ impl Pulse {
         self.restarts.store(life.saturating_sub(1), Relaxed);
         self.alive_since.store(now_us(), Relaxed);
         self.state.store(RUNNING, SeqCst);
+    }
+
+    /// The calls that led to a panic.
+    pub(super) fn keep_trace(&self, trace: Option<Arc<Backtrace>>) {
+        *self.trace.lock().unwrap_or_else(PoisonError::into_inner) = trace;
+    }
+
+    /// The calls that led to the last panic, by their names.
+    pub(super) fn trace(&self) -> Option<String> {
+        let trace = self
+            .trace
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()?;
+        Some(trace.to_string().chars().take(MAX_TRACE).collect())
     }
 
     /// A life ended, and whether there will be another is not known yet.
