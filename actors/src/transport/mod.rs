@@ -12,7 +12,7 @@
 //! | the peer takes no byte, or none comes             | the session breaks after `idle_timeout`                             |
 //! | what discovery has not taken yet (1,024 reads)    | the session breaks                                                  |
 //! | what another desk has not taken yet (16 MiB)      | *stalled*: reading pauses, the peer counts as heard; after 2 s it breaks |
-//! | handshakes                                        | closed or instead of an old one (inbound, [`admission`]), wait (outbound); each has a deadline and 32 KiB |
+//! | handshakes                                        | closed or instead of an old one (inbound, `admission`), wait (outbound); each has a deadline and 32 KiB |
 //! | sessions with nodes that nobody wants             | refused, beyond 1,024                                               |
 //!
 //! Who dials: both may. A tie is broken by [`sessions`]; what a hello must say is in [`handshake`], bytes are in [`frame`].
@@ -63,7 +63,7 @@ pub struct TransportSettings {
     /// A handshake must be done within this.
     pub handshake_timeout: Duration,
     /// Handshakes at one time in each direction; beyond, inbound ones are closed or take the place of old ones
-    /// ([`admission`]), and outbound ones wait.
+    /// (`admission`), and outbound ones wait.
     pub max_handshakes: usize,
     /// Of them inbound from one address.
     pub max_handshakes_per_address: usize,
