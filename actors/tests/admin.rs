@@ -941,7 +941,7 @@ async fn what_belongs_to_the_master_is_carried_there() {
     );
     assert_eq!(lines[1]["error"]["status"], 400);
     let promoted = beta.post("/v1/members/beta/promote", "").await;
-    let new = json!({"name": "beta", "epoch": "1-9", "handed_over": 3});
+    let new = json!({"name": "beta", "epoch": "1-9", "handed_over": 3, "masterless_ms": 1.5});
     assert_eq!(promoted, (200, new));
     assert_eq!(alpha.script.lock().unwrap().heirs, [Some(BETA.to_string())]);
     let refused = beta.post("/v1/master/step-down", "").await;
