@@ -1018,17 +1018,4 @@ mod tests {
         assert_eq!(again.node.tags, config.node.tags);
         assert_eq!(again.jobs.keys().collect::<Vec<_>>(), ["a.b"]);
     }
-
-    #[test]
-    fn what_is_shown_can_be_read_again() {
-        let shown = with(&[]).unwrap().shown();
-        for (name, value, _) in shown {
-            if value == "\"\"" {
-                continue;
-            }
-            let value: toml::Table = toml::from_str(&format!("v = {value}")).unwrap();
-            let mut config = Config::defaults();
-            set(&mut config, &name, &value["v"], Origin::Default).unwrap();
-        }
-    }
 }

@@ -154,6 +154,19 @@ mod tests {
     }
 
     #[test]
+    fn what_is_shown_can_be_read_again() {
+        let shown = Config::defaults().shown();
+        for (name, value, _) in shown {
+            if value == "\"\"" {
+                continue;
+            }
+            let value: toml::Table = toml::from_str(&format!("v = {value}")).unwrap();
+            let mut config = Config::defaults();
+            set(&mut config, &name, &value["v"], Origin::Default).unwrap();
+        }
+    }
+
+    #[test]
     fn live_keys_change_others_are_named() {
         let old = Config::defaults();
         let mut new = Config::defaults();
