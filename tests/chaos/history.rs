@@ -1,6 +1,6 @@
 //! Clients of the API that go on while things break, and what each asked and was told, with its times.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -10,6 +10,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use serde_json::{Value, json};
 use troupe_actors::id::TaskId;
+use troupe_actors::testkit::linear;
 use troupe_actors::testkit::trace::Record;
 
 use crate::schedule::Dice;
@@ -281,4 +282,40 @@ pub fn records(calls: &[Call]) -> Vec<Record> {
         records.push(record(call.returned, "sim.answered").with("answer", answer));
     }
     records
+}
+
+/// What callers were told of durable tasks, as the checker of histories reads it.
+pub fn of_durable(calls: &[Call]) -> Vec<linear::Call> {
+    let durable = Asked::Submit { durable: true };
+    let submitted = calls.iter().filter(|call| call.asked == durable);
+    let tasks: BTreeSet<TaskId> = submitted.map(|call| call.task).collect();
+    let of = calls.iter().filter(|call| tasks.contains(&call.task));
+    of.filter_map(linear_call).collect()
+}
+
+/// `None` for a read that promises nothing.
+fn linear_call(call: &Call) -> Option<linear::Call> {
+    let stand = |state: &String| linear::Stand::parse(state);
+    let answer = match &call.told {
+        Told::Stands { stale: true, .. } if call.asked == Asked::Read => return None,
+        Told::Accepted(state) | Told::Stands { state, .. } => linear::Answer::Stands(stand(state)?),
+        Told::Missing if call.asked == Asked::Cancel => {
+            linear::Answer::Refused(linear::Stand::Absent)
+        }
+        Told::Missing => linear::Answer::Stands(linear::Stand::Absent),
+        Told::Conflict(state) => linear::Answer::Refused(stand(state)?),
+        Told::Refused(_) => linear::Answer::Nothing,
+        Told::Unknown => linear::Answer::Unknown,
+    };
+    Some(linear::Call {
+        task: call.task.to_string(),
+        asked: match call.asked {
+            Asked::Submit { .. } => linear::Asked::Submit,
+            Asked::Read => linear::Asked::Read,
+            Asked::Cancel => linear::Asked::Cancel,
+        },
+        began: call.invoked,
+        ended: (call.told != Told::Unknown).then_some(call.returned),
+        answer,
+    })
 }

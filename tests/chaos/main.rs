@@ -32,6 +32,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use troupe_actors::id::TaskId;
 use troupe_actors::testkit::invariants::{Invariants, Terms};
+use troupe_actors::testkit::linear;
 use troupe_actors::testkit::trace::Record;
 
 use faults::Struck;
@@ -55,9 +56,7 @@ fn means() -> Means {
     let wanted = env("TROUPE_CHAOS_LOOPBACK") != Some(1);
     let net = wanted && Net::new(0).is_some();
     if !net {
-        eprintln!(
-            "on loopback: kills, stops, panics, step-down, drain, busy loops; no links, no small disk"
-        );
+        eprintln!("on loopback: what needs no links, no resets and no small disk");
     }
     let clocks = libfaketime().is_some();
     if !clocks {
@@ -148,6 +147,7 @@ impl Round {
         }
         let calls = clients.finish();
         self.look_up(&calls);
+        self.check_history(&calls);
         self.read_logs(&calls);
         self.findings.answers = history::answers(&calls);
         self.findings.took = began.elapsed();
@@ -213,6 +213,17 @@ impl Round {
                 other if Instant::now() >= deadline => panic!("{task}: {other:?}"),
                 _ => {}
             }
+        }
+    }
+
+    /// What callers were told of each durable task fits one order.
+    fn check_history(&mut self, calls: &[Call]) {
+        let calls = history::of_durable(calls);
+        let (broken, undecided) = linear::check(&calls);
+        self.count("calls checked for linearizability", calls.len());
+        self.count("tasks whose history was not decided", undecided);
+        for task in broken {
+            self.wrong(task);
         }
     }
 
