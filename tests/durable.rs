@@ -280,13 +280,25 @@ fn builds_of_two_commits_work_in_one_cluster_and_lose_nothing() {
 
 #[test]
 fn a_stopped_workers_tasks_finish_elsewhere_and_its_late_results_are_refused() {
-    let cluster = Cluster::start_with(3, &ROOMY);
+    // Long enough that some are seen running, however busy the machine.
+    let slow = ROOMY.map(|arg| arg.replace("delay_max=500ms", "delay_max=3s"));
+    let cluster = Cluster::start_with(3, &slow.each_ref().map(String::as_str));
     let node = &cluster.nodes[0];
     let ids: Vec<TaskId> = (0..400).map(|_| fresh_id()).collect();
     let lines: Vec<String> = ids.iter().map(|id| multiply(*id)).collect();
     let answers = submit(&node.admin(), &lines).unwrap();
     let acknowledged: BTreeSet<String> = answers.into_iter().map(Result::unwrap).collect();
-    let worker = &cluster.nodes[1];
+    // The master hands all to the others.
+    let (master, _) = node.master().unwrap();
+    let mut others = cluster.nodes[1..].iter();
+    let worker = others.find(|other| other.name != master).unwrap();
+    until("it works", LONG, || {
+        let tasks = all_tasks(node);
+        let mut attempts = tasks.values().flat_map(|t| t["attempts"].as_array());
+        let runs = |a: &Value| a["node"] == worker.name.as_str() && a["outcome"] == "running";
+        let any = attempts.any(|of| of.iter().any(runs));
+        any.then_some(()).ok_or("nothing runs there".to_owned())
+    });
     worker.process.signal(Signal::STOP);
     let stopped = Instant::now();
     let tasks = check_all_done(node, &acknowledged);

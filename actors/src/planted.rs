@@ -156,7 +156,7 @@ mod chosen {
         ),
         (
             "journal-not-fenced",
-            "the journal is written whoever holds mastership: no fence on results",
+            "a master that is cut off leads on, and the journal is written whoever holds mastership: no fence on results",
         ),
         (
             "journal-loses-an-update",

@@ -170,7 +170,8 @@ impl Election {
         if ballot.deposed() && !overlooked {
             return Decision::StandDown(Why::Deposed);
         }
-        let cut = ballot.reaches_less_than_half() && !planted::is("read-not-confirmed");
+        let cut_off_leads = planted::is("read-not-confirmed") || planted::is("journal-not-fenced");
+        let cut = ballot.reaches_less_than_half() && !cut_off_leads;
         if lasts(&mut self.cut_since, cut, now) >= Some(self.floor) {
             return Decision::StandDown(Why::CutOff);
         }

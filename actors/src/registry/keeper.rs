@@ -207,16 +207,20 @@ impl Session {
 
     /// Makes the generation key when it is absent, or anew when the registry was replaced; everybody registers anew then.
     async fn settle_generation(&self, continuity: Continuity) -> Result<(), RegistryError> {
-        let (found, known, revision) = {
-            let shared = self.shared.borrow();
-            let key = shared.mirror.get(&self.keys.generation());
-            let revision = key.map_or(0, |kv| kv.mod_revision);
-            let found = shared.mirror.generation(&self.keys);
-            (found, shared.generation, revision)
-        };
-        // Whoever made it may have known less, or have a wall clock that is behind.
-        let restored = continuity == Continuity::Replaced && found <= known;
-        let settled = if found.0 == 0 || restored {
+        let known = self.shared.borrow().generation;
+        let mut replaced = continuity == Continuity::Replaced;
+        let settled = loop {
+            let (found, revision) = {
+                let shared = self.shared.borrow();
+                let key = shared.mirror.get(&self.keys.generation());
+                let revision = key.map_or(0, |kv| kv.mod_revision);
+                (shared.mirror.generation(&self.keys), revision)
+            };
+            replaced |= found.0 == 0;
+            // Whoever made it may have known less, or have a wall clock that is behind.
+            if !replaced || found > known {
+                break found;
+            }
             let value = if planted::is("generation-does-not-rise") && known.0 != 0 {
                 known.0
             } else {
@@ -235,9 +239,10 @@ impl Session {
                 })
                 .await?;
             self.fold_put(&outcome, &key, Bytes::from(value.to_string()), 0);
-            self.shared.borrow().mirror.generation(&self.keys)
-        } else {
-            found
+            if outcome.succeeded {
+                break self.shared.borrow().mirror.generation(&self.keys);
+            }
+            // Another was first: what it made is looked at like any other.
         };
         let changed = known.0 != 0 && settled != known;
         self.shared.borrow_mut().generation = settled;

@@ -14,7 +14,9 @@
 //! | 4  | a result is held until it is answered                                  | `task.executed`, `task.acknowledged`, `worker.reported` |
 //! | 8  | no more is taken than was granted                                      | `worker.reported`, `worker.granted`, `task.taken` |
 //! | 10 | a session is with a life of this generation of the registry            | `session.opened`, the registry              |
+//! | 12 | nothing panics but what was told to                                 | `actor.failed`                              |
 //! | 12 | what waits in the mailbox of an actor that failed is handled later     | `sim.called`, `sim.returned`, `actor.*`     |
+//! | 13 | no silence is counted that a node did not listen to                    | `sim.paused`, `sim.healed`, `peer.suspected` |
 //! | 13 | a verdict removes the life it names, and is by somebody registered     | `registry.condemned`, the registry          |
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,6 +35,11 @@ const AT_ONCE: Duration = Duration::from_millis(30);
 const RESTARTING: Duration = Duration::from_secs(5);
 /// A session may be made so long after the generation changed between those who have not heard of it.
 const UNHEARD: Duration = Duration::from_secs(1);
+
+/// A shorter pause need not be noticed, by a clock that goes at half the rate.
+const PAUSE: Duration = Duration::from_millis(1_200);
+/// Clocks may go at different rates.
+const RATES: u32 = 2;
 
 /// A worker's credit since its last report.
 #[derive(Debug, Default)]
@@ -68,6 +75,14 @@ struct Verdict {
     revision: i64,
 }
 
+/// A panic that nobody asked for is a bug, whatever supervision makes of it.
+fn by_itself(record: &Record) -> Broken {
+    let (actor, err) = (record.get("actor"), record.get("err"));
+    let asked = err.is_empty() || err.starts_with("killed by an operator");
+    let panicked = record.event == "actor.failed" && !asked;
+    panicked.then(|| (12, format!("{actor} panicked by itself: {err}")))
+}
+
 /// What is known of the processes. See the module page.
 #[derive(Debug, Default)]
 pub struct Conduct {
@@ -93,6 +108,9 @@ pub struct Conduct {
     /// Calls made while MasterActor was dead, with its deaths so far.
     waiting: BTreeMap<(Place, String), u32>,
     leaving: BTreeSet<Place>,
+    /// Machines that stand still, since when; and when those that did for long went on.
+    standing: BTreeMap<String, Duration>,
+    awake: BTreeMap<String, Duration>,
 }
 
 impl Conduct {
@@ -112,9 +130,10 @@ impl Conduct {
             "worker" => self.worker(&place, record),
             "actor" => {
                 self.actor(&place, record);
-                None
+                by_itself(record)
             }
             "node" | "session" | "registry" => self.node(&place, record),
+            "peer" => self.suspects(record),
             "sim" => self.world(&place, record),
             _ => None,
         }
@@ -490,7 +509,17 @@ impl Conduct {
                 None
             }
             "sim.paused" => {
-                self.paused(record.get("machine"), record.at);
+                let machine = record.get("machine");
+                self.standing.insert(machine.to_owned(), record.at);
+                self.paused(machine, record.at);
+                None
+            }
+            "sim.healed" => {
+                let machine = record.get("machine");
+                let since = self.standing.remove(machine)?;
+                if record.at > since + PAUSE && record.get("clock") == "went on" {
+                    self.awake.insert(machine.to_owned(), record.at);
+                }
                 None
             }
             "sim.submitted" => {
@@ -512,6 +541,21 @@ impl Conduct {
             "sim.returned" => self.returned(place, record),
             _ => None,
         }
+    }
+
+    /// Whoever was away has not heard anybody meanwhile, and that says nothing of them.
+    fn suspects(&self, record: &Record) -> Broken {
+        let awake = self.awake.get(&record.node)?;
+        let silent = u64::try_from(record.number("duration_ms")).ok()?;
+        let listened = (record.at.saturating_sub(*awake) + AT_ONCE) * RATES;
+        let counted = record.event == "peer.suspected" && Duration::from_millis(silent) > listened;
+        counted.then(|| {
+            let (node, peer) = (&record.node, record.get("peer"));
+            let what = format!(
+                "{node} suspects {peer} for {silent} ms of silence, and went on {listened:?} ago"
+            );
+            (13, what)
+        })
     }
 
     /// What was to follow at once follows later.
@@ -683,6 +727,29 @@ mod tests {
             10,
             &well,
             &["9002 b session.opened peer=n1 incarnation=5 generation=8"],
+        );
+    }
+
+    #[test]
+    fn nothing_panics_by_itself() {
+        rule(
+            12,
+            &["0 a actor.failed actor=worker reason=panic err=killed_by_an_operator:_x"],
+            &["1 a actor.failed actor=worker reason=panic err=index_out_of_bounds"],
+        );
+    }
+
+    #[test]
+    fn a_pause_of_ones_own_is_no_silence_of_others() {
+        let well = [
+            "0 world sim.paused machine=a",
+            "2000 world sim.healed machine=a clock=went_on",
+            "3100 a peer.suspected peer=b duration_ms=1100",
+        ];
+        rule(
+            13,
+            &well,
+            &["3101 a peer.suspected peer=c duration_ms=3101"],
         );
     }
 

@@ -6,7 +6,7 @@
 //! SIM_TIMES     so many catches are enough, 3                                      it is read, and added to
 //! ```
 //!
-//! A bug that another tier has caught often enough is not hunted again. So one command over all tiers makes one table.
+//! A bug that other tiers have caught often enough is not hunted again, and catches of all tiers count together. So one command over all tiers makes one table.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -125,11 +125,11 @@ pub fn hunt_all(tier: &str, seeds: u64, run: impl Fn(u64) -> Option<u8> + Sync) 
             })
             .collect(),
     };
-    let enough = |bug: &&&str| {
-        !before
-            .iter()
-            .any(|f| f.bug == **bug && f.caught.len() >= times)
+    let caught = |found: &[Found], bug: &str| -> usize {
+        let tiers = found.iter().filter(|f| f.bug == bug);
+        tiers.map(|f| f.caught.len()).sum()
     };
+    let enough = |bug: &&&str| caught(&before, bug) < times;
     let wanted: Vec<&'static str> = wanted.iter().filter(enough).copied().collect();
     let (next, found) = (AtomicUsize::new(0), Mutex::new(before));
     std::thread::scope(|scope| {
@@ -153,16 +153,12 @@ pub fn hunt_all(tier: &str, seeds: u64, run: impl Fn(u64) -> Option<u8> + Sync) 
     });
     let found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
     println!("{}", table(&found));
-    let caught = |bug: &str| {
-        let tiers = found.iter().filter(|f| f.bug == bug);
-        tiers.map(|f| f.caught.len()).max().unwrap_or(0)
-    };
     let asked = BUGS
         .iter()
         .filter(|(bug, _)| found.iter().any(|f| f.bug == *bug));
     asked
-        .filter(|(bug, _)| caught(bug) < times)
-        .map(|(bug, _)| format!("{bug} ({} times)", caught(bug)))
+        .filter(|(bug, _)| caught(&found, bug) < times)
+        .map(|(bug, _)| format!("{bug} ({} times)", caught(&found, bug)))
         .collect()
 }
 

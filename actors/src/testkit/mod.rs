@@ -6,7 +6,8 @@
 //! JSON logs of real processes afterwards.
 //!
 //! Long runs of seeds, of either tier: [`runner`] runs them in slices that can be resumed, [`coverage`] counts what they went
-//! through, [`slices`] sums it, [`hunt`] hunts planted bugs through them. [`node`] is what they run.
+//! through, [`slices`] sums it, [`hunt`] hunts planted bugs through them. [`node`] is what they run, on a
+//! [`machine`].
 
 pub mod capture;
 pub mod conduct;
@@ -15,6 +16,7 @@ pub mod fuzz;
 pub mod hunt;
 pub mod invariants;
 pub mod linear;
+pub mod machine;
 pub mod node;
 pub mod registry;
 pub mod runner;

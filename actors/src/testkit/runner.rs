@@ -22,6 +22,27 @@ use super::slices::{self, Line, Slice, Subject};
 /// So many seeds that fail are enough to look at.
 const ENOUGH_FAILURES: usize = 5;
 
+/// Plays each seed twice.
+///
+/// # Panics
+/// When its transcript is another the second time, with the lines around the first difference.
+pub fn demand_same_again(seeds: &[u64], play: impl Fn(u64) -> String) {
+    for &seed in seeds {
+        let (first, second) = (play(seed), play(seed));
+        let differs = first.lines().zip(second.lines()).position(|(a, b)| a != b);
+        if let Some(line) = differs {
+            let around = |text: &str| {
+                let lines = text.lines().skip(line.saturating_sub(3)).take(6);
+                lines.collect::<Vec<_>>().join("\n")
+            };
+            let (first, second) = (around(&first), around(&second));
+            panic!("seed {seed}, line {line}:\n{first}\n--- and again:\n{second}");
+        }
+        assert_eq!(first.len(), second.len(), "seed {seed}");
+        assert!(first.lines().count() > 50, "seed {seed} tells too little");
+    }
+}
+
 /// What to run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Course {

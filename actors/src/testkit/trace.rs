@@ -6,6 +6,23 @@ use std::time::Duration;
 
 use crate::id::{Epoch, Generation};
 
+/// Faults as they were planned, then the last records of a trace.
+pub fn tell(
+    text: &mut String,
+    faults: &[(Duration, impl fmt::Debug)],
+    trace: &[Record],
+    last: usize,
+) {
+    use fmt::Write as _;
+    for (at, fault) in faults {
+        // Writing to a string does not fail.
+        writeln!(text, "  +{:>7.3} {fault:?}", at.as_secs_f64()).ok();
+    }
+    for record in &trace[trace.len().saturating_sub(last)..] {
+        writeln!(text, "{record}").ok();
+    }
+}
+
 /// One thing that happened.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Record {

@@ -8,8 +8,9 @@ use troupe_actors::id::TaskId;
 use troupe_actors::testkit::invariants::Violation;
 
 use crate::hub::hub;
-use crate::process::{Order, PROBE, PROBE_TAKES};
+use crate::process::Order;
 use crate::world::{CALM, World, name};
+use troupe_actors::testkit::machine::{PROBE, PROBE_TAKES};
 
 /// How long all nodes may take to agree once nothing is wrong. The longest wait there is: 60 s of doubling for a node that
 /// was condemned again and again, and a session that carries nothing until its idle time is over.

@@ -13,9 +13,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use plan::{Fault, Plan, Who};
-use process::Make;
 use troupe_actors::testkit::hunt::{hunt, hunt_all};
-use troupe_actors::testkit::runner::{Course, Ran, number as env};
+use troupe_actors::testkit::machine::Make;
+use troupe_actors::testkit::runner::{Course, Ran, demand_same_again, number as env};
 use troupe_actors::testkit::slices;
 use world::{Outcome, run, transcript};
 
@@ -59,24 +59,9 @@ fn threads() -> u64 {
 
 #[test]
 fn the_same_seed_gives_the_same_trace_byte_for_byte() {
-    for seed in [3, 4, 8, 11] {
-        let first = transcript(&run(Plan::of(seed)), usize::MAX);
-        let second = transcript(&run(Plan::of(seed)), usize::MAX);
-        let differs = first.lines().zip(second.lines()).position(|(a, b)| a != b);
-        if let Some(line) = differs {
-            let around = |text: &str| {
-                let lines = text.lines().skip(line.saturating_sub(3)).take(6);
-                lines.collect::<Vec<_>>().join("\n")
-            };
-            panic!(
-                "seed {seed}, line {line}:\n{}\n--- and again:\n{}",
-                around(&first),
-                around(&second)
-            );
-        }
-        assert_eq!(first.len(), second.len(), "seed {seed}");
-        assert!(first.lines().count() > 50, "seed {seed} tells too little");
-    }
+    demand_same_again(&[3, 4, 8, 11], |seed| {
+        transcript(&run(Plan::of(seed)), usize::MAX)
+    });
 }
 
 /// 2,000 seeds; `CORES_FROM`, `CORES_SEEDS`, `CORES_SLICE`, `CORES_LEDGER`, `CORES_THREADS` and `CORES_SECONDS` make a long
@@ -193,6 +178,12 @@ fn every_planted_bug_is_hunted() {
         return;
     }
     let missed = hunt_all(TIER, 2000, broken);
+    // What the other tier is for is not asked of this one alone.
+    let both = std::env::var_os("SIM_TABLE").is_some();
+    assert!(
+        !both || missed.is_empty(),
+        "not caught three times: {missed:?}"
+    );
     println!("not caught three times: {missed:?}");
 }
 

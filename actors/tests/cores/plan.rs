@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use troupe_actors::discovery::verdict::WITNESSES;
 use troupe_actors::supervisor::How;
 use troupe_actors::testkit::coverage::EQUAL_HALVES;
 
-use crate::process::Make;
+use troupe_actors::testkit::machine::Make;
 
 /// Whom a fault hits: one node by its number, or whoever leads when it comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -321,6 +322,8 @@ impl Plan {
             Fault::OneWay { .. } => self.nodes >= 3,
             // The registry still carries challenges to the other side.
             Fault::Split { .. } => self.nodes == 2,
+            // Whoever suspects asks all others then, and one of them hears the peer. Of more nodes it asks some.
+            Fault::Bridge { .. } => self.nodes <= WITNESSES + 2,
             Fault::Pause { lasting, .. } => brief(lasting),
             Fault::Starve { each, .. } => brief(each),
             Fault::Wall { .. }
@@ -344,7 +347,6 @@ impl Plan {
             | Fault::PowerLoss { .. }
             | Fault::Freeze { .. }
             | Fault::Rate { .. }
-            | Fault::Bridge { .. }
             | Fault::Island { .. }
             | Fault::Drain { .. } => false,
         };

@@ -1,50 +1,27 @@
 //! One process: a whole node on a runtime of its own, whose clock the world moves on. So it can be stopped, be slow or fast,
 //! and be ended at any moment, and no other node's timers know of it.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use actix::{Actor, Context, Handler};
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
-use rand::RngExt;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::task::LocalSet;
-use tokio::time::{Instant, sleep, sleep_until};
-use troupe_actors::chance;
-use troupe_actors::cluster::{ClusterChanged, Identity, Registration};
-use troupe_actors::discovery::{DiscoverySettings, StepDown};
-use troupe_actors::id::{NodeId, TaskId};
-use troupe_actors::job::{Job, JobContext, JobError, Jobs};
-use troupe_actors::master::{GeneratorSettings, GetTask, MasterSettings, Submission, Submit};
-use troupe_actors::registry::{RegistrySettings, Timeouts};
-use troupe_actors::supervisor::{How, Kill, SupervisionSettings};
-use troupe_actors::testkit::node::{Node, Wiring};
-use troupe_actors::wire::PROTOCOL_VERSION;
-use troupe_actors::worker::WorkerSettings;
+use tokio::time::{Instant, sleep_until};
+use troupe_actors::cluster::ClusterChanged;
+use troupe_actors::discovery::StepDown;
+use troupe_actors::id::TaskId;
+use troupe_actors::master::{GetTask, Submission, Submit};
+use troupe_actors::registry::Timeouts;
+use troupe_actors::supervisor::{How, Kill};
+use troupe_actors::testkit::machine::{Machine, Make};
+use troupe_actors::testkit::node::Node;
 
 use crate::hub::{EPOCH_SECONDS, hub, say};
 use crate::net::{Wire, listen};
 use crate::registry::Remote;
-
-pub const PORT: u16 = 22222;
-/// Above every process id there can be, so that nobody asks the machine that runs the simulation.
-const FIRST_PID: u32 = 5_000_000;
-
-/// The input of a task that always succeeds, and how long it takes.
-pub const PROBE: &str = "1000";
-pub const PROBE_TAKES: Duration = Duration::from_secs(1);
-
-/// What all nodes of a run have in common.
-#[derive(Clone, Debug)]
-pub struct Make {
-    pub capacity: u32,
-    pub ttl: Duration,
-    pub relist: Duration,
-    pub generator: Option<Duration>,
-    pub longest_job: Duration,
-}
 
 /// What the world asks of a node.
 #[derive(Clone, Debug)]
@@ -200,123 +177,35 @@ impl Handler<ClusterChanged> for Watcher {
     }
 }
 
-/// Takes its time by chance; now and then it fails.
-struct SimJob {
-    longest: Duration,
-}
-
-impl Job for SimJob {
-    fn name(&self) -> &'static str {
-        "multiply"
-    }
-
-    fn run(&self, input: Bytes, _: JobContext) -> BoxFuture<'static, Result<Bytes, JobError>> {
-        if input == PROBE {
-            return Box::pin(async move {
-                sleep(PROBE_TAKES).await;
-                Ok(input)
-            });
-        }
-        let longest = self.longest.as_millis() as u64;
-        Box::pin(async move {
-            let (wait, fate) = {
-                let mut rng = chance::rng();
-                (rng.random_range(1..=longest), rng.random_range(0..20))
-            };
-            sleep(Duration::from_millis(wait)).await;
-            match fate {
-                0 => Err(JobError::Retry("by chance".to_owned())),
-                1 => Err(JobError::Failed("by chance".to_owned())),
-                _ => Ok(input),
-            }
-        })
-    }
-}
-
 fn begin(me: usize, make: &Make) {
     let (name, life) = hub(|hub| (hub.machines[me].name.clone(), hub.machines[me].life));
-    let mut rng = chance::rng();
-    let id = NodeId::random(&mut rng);
-    let identity = Identity {
-        cluster: "sim".to_owned(),
-        id,
-        name: Arc::new(Mutex::new(name.clone())),
-        address: format!("{name}:{PORT}"),
-    };
-    let registration = Registration {
-        id,
-        name: name.clone(),
-        ip: name.clone(),
-        port: PORT,
-        admin: format!("{name}:22223"),
-        host: name.clone(),
-        boot: format!("boot-of-{name}"),
-        pid: FIRST_PID + life,
-        version: "simulated".to_owned(),
-        protocol: PROTOCOL_VERSION,
-        weight: rng.random_range(0..3),
-        // One can always lead.
-        eligible: me == 0 || rng.random_bool(0.85),
-        insecure: false,
-        roles: vec!["worker".to_owned()],
-        jobs: vec!["multiply".to_owned()],
-        capacity: make.capacity,
-        tags: Default::default(),
-        started_at: EPOCH_SECONDS * 1000,
-    };
     let (orders, given) = unbounded_channel();
     let (end, ends) = unbounded_channel::<String>();
-    hub(|hub| {
-        hub.machines[me].id = id;
-        hub.machines[me].orders = Some(orders);
-    });
-    say("sim.started", &[("id", id.to_string())]);
     let remote = || {
         Arc::new(Remote {
             me,
             timeouts: Timeouts::default(),
         })
     };
-    let node = Wiring {
-        registry_settings: RegistrySettings {
-            endpoints: vec!["http://registry:2379".to_owned()],
-            ttl: make.ttl,
-            renew: make.ttl / 2,
-            relist: make.relist,
-            ..RegistrySettings::default()
-        },
-        discovery: DiscoverySettings {
-            weight: registration.weight,
-            eligible: registration.eligible,
-            ..DiscoverySettings::default()
-        },
-        worker: WorkerSettings {
-            capacity: make.capacity,
-            ..WorkerSettings::default()
-        },
-        master: MasterSettings::default(),
-        generator: GeneratorSettings {
-            enabled: make.generator.is_some(),
-            every: make.generator.unwrap_or(Duration::from_secs(10)),
-            ..GeneratorSettings::default()
-        },
-        supervision: SupervisionSettings::default(),
-        identity,
-        registration,
-        host: name,
+    let wiring = make.on(Machine {
+        name,
+        life,
+        started_at: EPOCH_SECONDS * 1000,
         listener: listen(me),
         network: Arc::new(Wire { me }),
         registry: remote(),
         journal: remote(),
-        jobs: Jobs::default().with(SimJob {
-            longest: make.longest_job,
-        }),
         watcher: Watcher(me).start().recipient(),
         // Nobody listens any more: the process is ending already.
         ending: Arc::new(move |why| drop(end.send(why))),
-    }
-    .start();
-    tokio::task::spawn_local(obey(node, me, given, ends));
+    });
+    let id = wiring.identity.id;
+    hub(|hub| {
+        hub.machines[me].id = id;
+        hub.machines[me].orders = Some(orders);
+    });
+    say("sim.started", &[("id", id.to_string())]);
+    tokio::task::spawn_local(obey(wiring.start(), me, given, ends));
 }
 
 async fn obey(

@@ -411,7 +411,10 @@ impl Hub {
 
 /// The key of a node's registration.
 pub fn service(name: &str) -> String {
-    format!("/sim/services/{name}:{}", crate::process::PORT)
+    format!(
+        "/sim/services/{name}:{}",
+        troupe_actors::testkit::machine::PORT
+    )
 }
 
 /// The registry as one node's client sees it.

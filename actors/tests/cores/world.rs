@@ -17,7 +17,7 @@ use troupe_actors::supervisor::How;
 use troupe_actors::testkit::capture::capture;
 use troupe_actors::testkit::coverage::Coverage;
 use troupe_actors::testkit::invariants::{Invariants, Terms, Violation};
-use troupe_actors::testkit::trace::Record;
+use troupe_actors::testkit::trace::{self, Record};
 use troupe_actors::{chance, time};
 
 use crate::hub::{EPOCH_SECONDS, Hub, hub, note, set_hub, wall_ms};
@@ -274,7 +274,6 @@ impl World {
             for record in &hub.trace[*read..] {
                 coverage.observe(record);
                 invariants.observe(record)?;
-                unplanned(record)?;
                 if record.event == "peer.condemned" && harmless && is_of_now(invariants, record) {
                     let what = format!(
                         "{} was condemned though it lives and is heard by others: {}",
@@ -570,7 +569,13 @@ impl World {
             && process.is_stopped()
         {
             process.go_on(now, stood);
-            self.world("sim.healed", &[("what", format!("{} goes on", name(node)))]);
+            let clock = if stood { "stood" } else { "went on" };
+            let fields = [
+                ("what", format!("{} goes on", name(node))),
+                ("machine", name(node)),
+                ("clock", clock.to_owned()),
+            ];
+            self.world("sim.healed", &fields);
         }
     }
 
@@ -661,23 +666,6 @@ fn is_of_now(invariants: &Invariants, record: &Record) -> bool {
     registered.into_iter().any(|n| n == incarnation)
 }
 
-/// A panic that nobody asked for is a bug, whatever supervision makes of it.
-fn unplanned(record: &Record) -> Result<(), Violation> {
-    let asked = record.get("err").starts_with("killed by an operator");
-    if record.event == "actor.failed" && !asked {
-        return Err(Violation {
-            invariant: 12,
-            what: format!(
-                "{} panicked by itself: {}",
-                record.get("actor"),
-                record.get("err")
-            ),
-            record: Box::new(record.clone()),
-        });
-    }
-    Ok(())
-}
-
 /// The plan and the trace as people read them; of the trace only what comes last, unless all is asked for.
 pub fn transcript(outcome: &Outcome, last: usize) -> String {
     let mut text = String::new();
@@ -688,12 +676,6 @@ pub fn transcript(outcome: &Outcome, last: usize) -> String {
         plan.seed, plan.nodes, plan.latency, plan.rates, plan.disk, plan.make
     )
     .ok();
-    for (at, fault) in &plan.faults {
-        writeln!(text, "  +{:>7.3} {fault:?}", at.as_secs_f64()).ok();
-    }
-    let skip = outcome.trace.len().saturating_sub(last);
-    for record in &outcome.trace[skip..] {
-        writeln!(text, "{record}").ok();
-    }
+    trace::tell(&mut text, &plan.faults, &outcome.trace, last);
     text
 }

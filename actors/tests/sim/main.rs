@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use plan::{Fault, Plan};
 use troupe_actors::testkit::hunt::{hunt, hunt_all};
-use troupe_actors::testkit::runner::{self, Course, Ran, number as env};
+use troupe_actors::testkit::runner::{self, Course, Ran, demand_same_again, number as env};
 use troupe_actors::testkit::slices;
 use world::{Outcome, run, transcript};
 
@@ -52,24 +52,9 @@ fn ran(seed: u64) -> Ran {
 
 #[test]
 fn the_same_seed_gives_the_same_trace_byte_for_byte() {
-    for seed in [3, 11] {
-        let first = transcript(&run(Plan::of(seed)), usize::MAX);
-        let second = transcript(&run(Plan::of(seed)), usize::MAX);
-        let differs = first.lines().zip(second.lines()).position(|(a, b)| a != b);
-        if let Some(line) = differs {
-            let around = |text: &str| {
-                let lines = text.lines().skip(line.saturating_sub(3)).take(6);
-                lines.collect::<Vec<_>>().join("\n")
-            };
-            panic!(
-                "seed {seed}, line {line}:\n{}\n--- and again:\n{}",
-                around(&first),
-                around(&second)
-            );
-        }
-        assert_eq!(first.len(), second.len(), "seed {seed}");
-        assert!(first.lines().count() > 50, "seed {seed} tells too little");
-    }
+    demand_same_again(&[3, 11], |seed| {
+        transcript(&run(Plan::of(seed)), usize::MAX)
+    });
 }
 
 /// 500 seeds; `SIM_FROM`, `SIM_SEEDS`, `SIM_SLICE`, `SIM_LEDGER` and `SIM_THREADS` make a long run of it.

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use troupe_actors::discovery::verdict::WITNESSES;
 use troupe_actors::supervisor::How;
 use troupe_actors::testkit::coverage::EQUAL_HALVES;
 
-use crate::node::Make;
+use troupe_actors::testkit::machine::Make;
 
 /// How a link fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -193,6 +194,9 @@ pub struct Plan {
 /// A node that was condemned by mistake waits for a second before it comes back.
 const AGREED_WITHIN: Duration = Duration::from_secs(4);
 
+/// When a fault that is alone comes.
+const ALONE_AT: Duration = Duration::from_secs(4);
+
 /// Kinds of faults that are drawn, see [`fault`].
 const KINDS: u32 = 21;
 
@@ -235,13 +239,17 @@ impl Plan {
             })
             .collect();
         faults.sort_by_key(|(at, _)| *at);
-        // One run in four has one fault and nothing else, for what must happen in time or not at all.
-        let single = rng.random_bool(0.25);
-        if single {
-            let kind = rng.random_range(0..KINDS);
-            faults = vec![(Duration::from_secs(4), alone(fault(kind, nodes, &mut rng)))];
+        // One run in four has one fault and nothing else, for what must happen in time or not at all; or a change that the news
+        // of do not come.
+        let calm = rng.random_bool(0.25);
+        if calm {
+            faults = match rng.random_range(0..KINDS + 4) {
+                kind if kind < KINDS => vec![(ALONE_AT, alone(fault(kind, nodes, &mut rng)))],
+                kind => untold(kind - KINDS, nodes, &mut rng),
+            };
         }
-        let safety = if single {
+        let single = calm && faults.len() == 1;
+        let safety = if calm {
             Duration::from_secs(13)
         } else {
             safety
@@ -320,8 +328,8 @@ impl Plan {
             | Fault::Resets { .. }
             | Fault::Clock { .. }
             | Fault::NewGeneration => true,
-            // A majority that does not hear somebody may condemn it, though the node between the sides still does.
-            Fault::Bridge { .. } => false,
+            // Whoever suspects asks all others then, and one of them hears the peer. Of more nodes it asks some.
+            Fault::Bridge { .. } => self.nodes <= WITNESSES + 2,
             // The registry still carries challenges to the other side.
             Fault::Split { .. } => self.nodes == 2,
             Fault::Crash { .. }
@@ -360,6 +368,29 @@ impl Plan {
             )
         })
     }
+}
+
+/// Something happens that the registry's news do not tell of in time.
+fn untold(kind: u32, nodes: usize, rng: &mut StdRng) -> Vec<(Duration, Fault)> {
+    let (node, lasting) = (rng.random_range(0..nodes), Duration::from_secs(6));
+    let (how, what) = match kind {
+        // A registration goes and comes, and some miss that.
+        0 => (Some(Misnews::Missed), Fault::Unregister { node }),
+        // All miss it, and then the history is dropped.
+        1 => (None, Fault::Unregister { node }),
+        // One is cut off from the others, and does not hear that they go on without it.
+        _ => {
+            let (side, way) = (vec![node], Way::Hold);
+            (Some(Misnews::Late), Fault::Split { side, way, lasting })
+        }
+    };
+    let behind = Duration::from_millis(1_500);
+    let untold = how.map_or(Fault::Compact { behind }, |how| Fault::Misnews {
+        how,
+        lasting,
+    });
+    let after = ms(rng, 10, 500);
+    vec![(ALONE_AT, untold), (ALONE_AT + after, what)]
 }
 
 /// A fault that is alone lasts: long enough for all that follows from it.

@@ -199,7 +199,10 @@ impl Seen {
     }
 
     async fn revoke(&self, backend: &EtcdBackend, node: &str) {
-        let key = format!("/sim/services/{node}:{}", crate::node::PORT);
+        let key = format!(
+            "/sim/services/{node}:{}",
+            troupe_actors::testkit::machine::PORT
+        );
         note(&self.stage, "sim.revoked", &[("machine", node.to_owned())]);
         if let Some(kv) = self.keys.get(&key) {
             // The registry may be away: then there is nothing to revoke.
@@ -226,7 +229,10 @@ impl Seen {
     }
 
     async fn unregister(&self, backend: &EtcdBackend, node: &str) {
-        let key = format!("/sim/services/{node}:{}", crate::node::PORT);
+        let key = format!(
+            "/sim/services/{node}:{}",
+            troupe_actors::testkit::machine::PORT
+        );
         note(
             &self.stage,
             "sim.unregistered",

@@ -12,9 +12,9 @@ use std::time::Duration;
 
 use troupe_actors::testkit::trace::Record;
 
-use crate::node::Make;
 use crate::plan::{Fault, Plan, Way};
 use crate::world::{self, run};
+use troupe_actors::testkit::machine::Make;
 
 /// What is shown of which event; what is not here is not shown.
 const SHOWN: &[(&str, &[&str])] = &[

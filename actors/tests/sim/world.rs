@@ -19,7 +19,8 @@ use troupe_actors::supervisor::How;
 use troupe_actors::testkit::capture::capture;
 use troupe_actors::testkit::coverage::Coverage;
 use troupe_actors::testkit::invariants::{Invariants, Terms, Violation};
-use troupe_actors::testkit::trace::Record;
+use troupe_actors::testkit::machine::{PROBE, PROBE_TAKES};
+use troupe_actors::testkit::trace::{self, Record};
 use troupe_actors::{chance, time};
 use turmoil::{Builder, Sim};
 
@@ -28,7 +29,7 @@ use crate::registry::{Mood, Moody};
 use crate::stage::{self, EPOCH_SECONDS, Order, Shared, wall_ms};
 use crate::{net, node, registry};
 use load::Load;
-use prompt::{GONE_AFTER_DRAIN, Prompt};
+use prompt::Prompt;
 
 /// How long all nodes may take to agree once nothing is wrong. The longest wait there is: 60 s of doubling for a node that
 /// was condemned again and again, and a session that stays stuck until its idle time is over.
@@ -333,8 +334,8 @@ impl World<'_> {
             }
             self.coverage.observe(record);
             self.invariants.observe(record)?;
-            unplanned(record)?;
             self.expect_answer(record);
+            self.note_leaving(record);
             if record.event == "peer.condemned" && self.plan.is_harmless() {
                 let what = format!(
                     "{} was condemned though it lives and is heard by others: {}",
@@ -503,14 +504,14 @@ impl World<'_> {
                 .collect()
         };
         for node in ended {
-            let (id, why) = {
+            let (id, life, why) = {
                 let stage = self.stage.borrow();
                 let seat = &stage.seats[&node];
-                (seat.id, seat.ended.clone().unwrap_or_default())
+                (seat.id, seat.life, seat.ended.clone().unwrap_or_default())
             };
             let well = self.plan.single || self.was_well(&node, now);
             if why == "drained" && well {
-                self.plan_act(now + GONE_AFTER_DRAIN, Act::MustBeGone(id, "was drained"));
+                self.has_left(&node, life, id);
             }
             self.crash(&node);
             self.plan_act(now + Duration::from_secs(1), Act::Start(node));
@@ -616,7 +617,7 @@ impl World<'_> {
         let capacity = self.plan.make.capacity as usize;
         self.invariants.tasks().forget_peaks();
         let mut open: Vec<TaskId> = (0..workers.len() * capacity * 2)
-            .map(|_| self.submit(&master, node::PROBE.to_owned(), false))
+            .map(|_| self.submit(&master, PROBE.to_owned(), false))
             .collect();
         let began = self.sim.elapsed();
         while !open.is_empty() {
@@ -706,7 +707,7 @@ impl World<'_> {
 
     /// Once all is well no attempt stays with a worker for longer than its job takes.
     fn no_lease_is_forgotten(&mut self) -> Result<(), Violation> {
-        let longest = self.plan.make.longest_job.max(node::PROBE_TAKES) + LEASE_SLACK;
+        let longest = self.plan.make.longest_job.max(PROBE_TAKES) + LEASE_SLACK;
         self.for_time(longest)?;
         let epoch = self.invariants.registry().epoch();
         let oldest = self.invariants.oldest_lease(epoch);
@@ -734,24 +735,6 @@ impl World<'_> {
     }
 }
 
-/// A panic that nobody asked for is a bug, whatever supervision makes of it.
-fn unplanned(record: &Record) -> Result<(), Violation> {
-    let asked = record.get("err").starts_with("killed by an operator");
-    let panicked = record.event == "actor.failed" && !asked;
-    if panicked {
-        return Err(Violation {
-            invariant: 12,
-            what: format!(
-                "{} panicked by itself: {}",
-                record.get("actor"),
-                record.get("err")
-            ),
-            record: Box::new(record.clone()),
-        });
-    }
-    Ok(())
-}
-
 /// The plan and the trace as people read them; of the trace only what comes last, unless all is asked for.
 pub fn transcript(outcome: &Outcome, last: usize) -> String {
     let mut text = String::new();
@@ -762,12 +745,6 @@ pub fn transcript(outcome: &Outcome, last: usize) -> String {
         plan.seed, plan.nodes, plan.latency, plan.make
     )
     .ok();
-    for (at, fault) in &plan.faults {
-        writeln!(text, "  +{:>7.3} {fault:?}", at.as_secs_f64()).ok();
-    }
-    let skip = outcome.trace.len().saturating_sub(last);
-    for record in &outcome.trace[skip..] {
-        writeln!(text, "{record}").ok();
-    }
+    trace::tell(&mut text, &plan.faults, &outcome.trace, last);
     text
 }

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use rand::RngExt;
 use troupe_actors::id::TaskId;
+use troupe_actors::testkit::machine::DOOMED;
 
 use super::{Act, World, name};
-use crate::node;
 use crate::stage::{Ask, Order};
 
 /// Tasks that clients remember.
@@ -34,7 +34,7 @@ impl World<'_> {
     /// The input of the next task: now and then one that cannot but fail, for somebody to try again.
     pub(super) fn input(&mut self) -> String {
         if self.plan.clients && self.rng.random_bool(0.15) {
-            return node::DOOMED.to_owned();
+            return DOOMED.to_owned();
         }
         self.rng.random_range(30..60).to_string()
     }

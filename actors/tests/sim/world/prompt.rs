@@ -20,8 +20,6 @@ const LED_WITHIN: Duration = Duration::from_secs(30);
 const ANSWERED_WITHIN: Duration = Duration::from_millis(800);
 /// A node is over what was wrong between it and the registry after this.
 const OVER_IT: Duration = Duration::from_secs(12);
-/// A drained node's registration is gone when it ends; the witness hears of it a little later.
-pub const GONE_AFTER_DRAIN: Duration = Duration::from_millis(200);
 
 /// See the module page.
 #[derive(Default)]
@@ -34,6 +32,8 @@ pub struct Prompt {
     trouble: BTreeMap<String, Duration>,
     /// When faults began or ended.
     faults: Vec<Duration>,
+    /// Who has said that it deregistered as it left.
+    left: BTreeSet<(String, u32)>,
     /// Faults so far, begun or ended, that leave streams which look well and are stuck.
     pub(super) lossy: u32,
 }
@@ -97,6 +97,23 @@ impl World<'_> {
     pub(super) fn was_well(&self, node: &str, since: Duration) -> bool {
         let trouble = self.prompt.trouble.get(node);
         trouble.is_none_or(|at| *at + OVER_IT < since)
+    }
+
+    /// Whoever leaves says that it deregisters.
+    pub(super) fn note_leaving(&mut self, record: &Record) {
+        if record.event == "node.deregistered" && record.get("reason") == "left" {
+            self.prompt.left.insert((record.node.clone(), record.life));
+        }
+    }
+
+    /// A process has ended as drained. Others would remove what it left behind soon: it is to have done so by itself.
+    pub(super) fn has_left(&mut self, node: &str, life: u32, id: NodeId) {
+        let said = self.prompt.left.contains(&(node.to_owned(), life));
+        let registered = self.invariants.registry().registered();
+        if !said && registered.into_iter().any(|(r, _)| r.id == id) {
+            let what = format!("{node} was drained and has left its registration behind");
+            self.world("sim.leak", &[("what", &what)]);
+        }
     }
 
     /// A challenge to a node that reaches the registry is to be answered.
