@@ -400,6 +400,7 @@ fn grow(node: Node, live: &Live, end: &UnboundedSender<End>) -> Grown {
         registration: node.registration.clone(),
         name_is_configured: config.node.name.is_some(),
         discovery: discovery.clone().recipient(),
+        generation: Arc::default(),
         dial: transport.clone().recipient(),
         fatal: ending(end, End::Fatal),
     };

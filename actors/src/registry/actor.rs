@@ -7,6 +7,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use actix::{
     Actor, ActorFutureExt, AsyncContext, Context, Handler, Message, Recipient, ResponseFuture,
@@ -40,6 +41,8 @@ pub struct RegistrySeed {
     pub name_is_configured: bool,
     /// Where the view goes.
     pub discovery: Recipient<RegistryEvent>,
+    /// The generation that the lives of this actor went by last; 0 before the first has one.
+    pub generation: Arc<AtomicU64>,
     /// For the hello with the master before a condemned node comes back.
     pub dial: Recipient<Dial>,
     /// What cannot be waited for: told once, in words; the node exits 78.
@@ -129,7 +132,7 @@ impl RegistryActor {
         registration.name = seed.identity.name();
         let shared = Shared {
             mirror: Mirror::default(),
-            generation: Generation::default(),
+            generation: Generation(seed.generation.load(Ordering::Relaxed)),
             standing: None,
             registration,
             amended: false,

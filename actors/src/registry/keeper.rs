@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -216,7 +217,7 @@ impl Session {
                 let revision = key.map_or(0, |kv| kv.mod_revision);
                 (shared.mirror.generation(&self.keys), revision)
             };
-            replaced |= found.0 == 0;
+            replaced |= found.0 == 0 || found < known;
             // Whoever made it may have known less, or have a wall clock that is behind.
             if !replaced || found > known {
                 break found;
@@ -246,6 +247,8 @@ impl Session {
         };
         let changed = known.0 != 0 && settled != known;
         self.shared.borrow_mut().generation = settled;
+        // A registry may be replaced while this actor is between two lives.
+        self.seed.generation.store(settled.0, Ordering::Relaxed);
         if changed {
             log::warn!(target: "registry", event = "registry.replaced", reason = format!("generation {} became {}", known.0, settled.0); "the registry was replaced or restored, registering anew");
             self.drop_own_registration().await?;

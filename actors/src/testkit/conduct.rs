@@ -98,6 +98,8 @@ pub struct Conduct {
     submits: BTreeMap<String, u32>,
     created: BTreeSet<String>,
     ended: BTreeSet<(String, Attempt)>,
+    /// Results that were refused: told again, they are only said to be known.
+    refused: BTreeSet<(String, Attempt)>,
     /// Tasks whose attempts' results nobody waits for any more.
     cancelled: BTreeSet<String>,
     generation: (i64, i64, Duration),
@@ -265,9 +267,13 @@ impl Conduct {
         if let Some(held) = self.held.get_mut(place) {
             held.remove(&this);
         }
+        if record.get("refused") == "true" {
+            self.refused.insert(this);
+            return None;
+        }
         // Of another reign's attempt the record may have been made before anybody could say so.
         let same_reign = record.epoch("epoch") == Some(this.1.0);
-        let answered = same_reign && record.get("refused") == "false";
+        let answered = same_reign && !self.refused.contains(&this);
         let answered = answered && !self.cancelled.contains(&this.0);
         let early = answered && self.durable.contains(&this.0) && !self.ended.contains(&this);
         early.then(|| {
@@ -686,7 +692,7 @@ mod tests {
         assert_eq!(broken(&[submitted, created, finished, acked]), None);
         assert_eq!(broken(&[submitted, created, acked]), Some(4));
         let refused = "4 b task.acknowledged task=t attempt=7-10/1 epoch=7-10 refused=true";
-        assert_eq!(broken(&[submitted, created, refused]), None);
+        assert_eq!(broken(&[submitted, created, refused, acked]), None);
     }
 
     #[test]

@@ -119,6 +119,7 @@ impl Wiring {
             registration: self.registration,
             name_is_configured: true,
             discovery: discovery.clone().recipient(),
+            generation: Arc::default(),
             dial: transport.clone().recipient(),
             fatal: end("fatal"),
         };

@@ -11,6 +11,7 @@ mod world;
 use std::time::Duration;
 
 use plan::{Fault, Plan};
+use troupe_actors::supervisor::How;
 use troupe_actors::testkit::hunt::{hunt, hunt_all};
 use troupe_actors::testkit::runner::{self, Course, Ran, demand_same_again, number as env};
 use troupe_actors::testkit::slices;
@@ -130,6 +131,18 @@ fn faults_that_once_did_harm_do_none() {
             down: Duration::from_millis(2800),
         };
         let mut plan = with(seed, 3, &[(0, late), (0, crash)]);
+        plan.clocks[2] = -1_000_000;
+        keeps_well(plan);
+        // A RegistryActor with a late clock began anew while the registry did, and knew of no generation.
+        let down = Fault::RegistryDown { lasting };
+        let again = Fault::Kill {
+            node: 2,
+            actor: "registry",
+            how: How::Panic,
+            times: 1,
+            apart: lasting,
+        };
+        let mut plan = with(seed, 3, &[(0, down), (2_900, again)]);
         plan.clocks[2] = -1_000_000;
         keeps_well(plan);
     }

@@ -97,8 +97,8 @@ impl World<'_> {
                     self.plan_act(now + *apart * n, Act::Reset(*node, *registry));
                 }
             }
-            Fault::Clock { node, by_ms } => {
-                self.clocks[*node] += by_ms;
+            Fault::Clock { node, to_ms } => {
+                self.clocks[*node] = *to_ms;
                 stage::set_clock(&name(*node), self.clocks[*node]);
             }
             Fault::Revoke { node } => {
