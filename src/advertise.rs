@@ -73,6 +73,44 @@ pub fn choose(
     }
 }
 
+/// What others are told to ask the admin API by that listens there: a URL with TLS, an address without.
+pub fn admin(listens: SocketAddr, tls: bool, advertised: &Advertised) -> String {
+    let (ip, port) = (listens.ip(), listens.port());
+    let host = match ip.is_unspecified() {
+        true => advertised.host.clone(),
+        false => ip.to_string(),
+    };
+    let host = match host.parse() {
+        Ok(IpAddr::V6(ip)) => format!("[{ip}]"),
+        _ => host,
+    };
+    let scheme = if tls { "https://" } else { "" };
+    format!("{scheme}{host}:{port}")
+}
+
+/// Every name and address under which people may ask the admin API.
+pub fn names(
+    hostname: &str,
+    listed: &[String],
+    listens: SocketAddr,
+    advertised: &Advertised,
+    interfaces: &[(String, IpAddr)],
+) -> Vec<String> {
+    let mut names = vec!["localhost".to_owned(), hostname.to_owned()];
+    names.extend(["127.0.0.1".to_owned(), "::1".to_owned()]);
+    names.extend(listed.iter().cloned());
+    names.push(advertised.host.clone());
+    let ip = listens.ip();
+    match ip.is_unspecified() {
+        false => names.push(ip.to_string()),
+        true => names.extend(interfaces.iter().map(|(_, ip)| ip.to_string())),
+    }
+    names.retain(|name| !name.is_empty());
+    names.sort();
+    names.dedup();
+    names
+}
+
 fn plain(ip: IpAddr, port: u16) -> Advertised {
     let doubt = (ip == NAT).then(|| {
         "10.0.2.15 is the NAT address of every VirtualBox guest, which no other machine can dial: \
@@ -198,6 +236,38 @@ mod tests {
         let chosen = choose(&node(&[]), 1, only).unwrap();
         assert!(chosen.doubt.unwrap().contains("VirtualBox"));
         assert_eq!(choose(&node(&[]), 1, &only[..1]).unwrap().host, "127.0.0.1");
+    }
+
+    #[test]
+    fn the_admin_api_is_named_so_that_others_can_ask_it() {
+        let advertised = choose(&node(&[]), 22222, &guest()).unwrap();
+        for (listens, tls, told) in [
+            ("127.0.0.1:22223", false, "127.0.0.1:22223"),
+            ("0.0.0.0:22223", true, "https://192.168.56.11:22223"),
+            ("[fd00::7]:22223", true, "https://[fd00::7]:22223"),
+        ] {
+            assert_eq!(admin(listens.parse().unwrap(), tls, &advertised), told);
+        }
+        let listed = ["node-a.example.org".to_owned()];
+        let named = |listens: &str| {
+            let listens = listens.parse().unwrap();
+            names("node-a", &listed, listens, &advertised, &guest())
+        };
+        let everywhere = named("0.0.0.0:22223");
+        for name in [
+            "localhost",
+            "127.0.0.1",
+            "node-a",
+            "node-a.example.org",
+            "10.0.2.15",
+        ] {
+            assert!(everywhere.iter().any(|n| n == name), "{name}");
+        }
+        assert!(
+            !named("192.168.56.11:22223")
+                .iter()
+                .any(|n| n == "10.0.2.15")
+        );
     }
 
     #[test]

@@ -15,15 +15,9 @@ use crate::logging::Format;
 #[derive(Debug, Parser)]
 #[command(name = "troupe", version, max_term_width = 110)]
 pub struct Cli {
-    /// The node to ask; any node answers for the cluster.
-    #[arg(
-        long,
-        global = true,
-        env = "TROUPE_API",
-        default_value = "http://127.0.0.1:22223",
-        value_name = "URL"
-    )]
-    pub api: String,
+    /// Whom to ask, and how.
+    #[command(flatten)]
+    pub target: Target,
     /// One JSON value (or one a line when following) instead of a table.
     #[arg(long, global = true)]
     pub json: bool,
@@ -41,6 +35,26 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// The node that is asked.
+#[derive(Clone, Debug, Args)]
+pub struct Target {
+    /// The node to ask; any node answers for the cluster.
+    #[arg(
+        long,
+        global = true,
+        env = "TROUPE_API",
+        default_value = "http://127.0.0.1:22223",
+        value_name = "URL"
+    )]
+    pub api: String,
+    /// The file with the token, where the node asks for one.
+    #[arg(long, global = true, env = "TROUPE_TOKEN_FILE", value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// The certificates (PEM) that the node's is checked by, for https://; `troupe ca` makes it of the cluster's secret.
+    #[arg(long, global = true, env = "TROUPE_CA", value_name = "FILE")]
+    pub ca: Option<PathBuf>,
 }
 
 impl Cli {
@@ -169,7 +183,15 @@ pub enum Command {
         #[command(subcommand)]
         command: ConfigCommand,
     },
-    /// A new cluster secret, in a new file that only its owner may read.
+    /// The certificate of the cluster's authority, by which those of its admin APIs are checked (--ca, browsers).
+    Ca {
+        /// The file with the cluster secret.
+        secret_file: PathBuf,
+        /// Whose.
+        #[arg(long, default_value = "troupe", value_name = "NAME")]
+        cluster: String,
+    },
+    /// A new cluster secret, or token, in a new file that only its owner may read.
     Keygen {
         /// The file; an existing one is never overwritten.
         file: PathBuf,
@@ -234,6 +256,15 @@ pub enum RegistryCommand {
         /// Where its data is kept, synced before it is answered; without one it is in memory.
         #[arg(long)]
         data_dir: Option<PathBuf>,
+        /// Its certificate, PEM: TLS. Beyond loopback it serves with it alone.
+        #[arg(long, value_name = "FILE", requires = "key")]
+        cert: Option<PathBuf>,
+        /// The key of it, PEM, in a file that only its owner may read.
+        #[arg(long, value_name = "FILE", requires = "cert")]
+        key: Option<PathBuf>,
+        /// The authority (PEM) of the certificates that clients must have.
+        #[arg(long, value_name = "FILE", requires = "cert")]
+        client_ca: Option<PathBuf>,
         /// Dies with its parent.
         #[arg(long, hide = true)]
         dev_child: bool,
@@ -249,6 +280,12 @@ pub enum RegistryCommand {
         /// Whose.
         #[arg(long, default_value = "troupe", value_name = "NAME")]
         cluster: String,
+        /// How the first lets us in: KEY=VALUE with ca_file, cert_file, key_file, user, password_file, as in [registry].
+        #[arg(long, value_name = "KEY=VALUE")]
+        from_access: Vec<String>,
+        /// How the second does.
+        #[arg(long, value_name = "KEY=VALUE")]
+        to_access: Vec<String>,
     },
     /// Keys with owner, lease, remaining ttl and stale marks.
     Ls {

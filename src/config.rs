@@ -4,6 +4,7 @@
 //! where it stands, the key, the value and the rule.
 
 mod jobs;
+mod kind;
 mod live;
 
 pub use live::Merged;
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use log::LevelFilter;
 use toml::Value;
+use troupe_actors::admin::AdminSettings;
 use troupe_actors::discovery::DiscoverySettings;
 use troupe_actors::job::exec::ExecSettings;
 use troupe_actors::master::{BalancerKind, GeneratorSettings, MasterSettings, MasterWorks};
@@ -51,6 +53,10 @@ pub struct Config {
     pub supervision: SupervisionSettings,
     /// TLS between nodes.
     pub security: SecuritySettings,
+    /// Bounds of the admin API.
+    pub admin: AdminSettings,
+    /// Who may use it.
+    pub admin_access: AdminAccess,
     /// Least level that is logged.
     pub log_level: LevelFilter,
     /// Commands as jobs, by name; from the file alone.
@@ -81,6 +87,21 @@ impl SecuritySettings {
     pub fn has_credentials(&self) -> bool {
         self.secret_file.is_some() || self.cert_file.is_some()
     }
+}
+
+/// Of `[admin]`: TLS and the tokens.
+#[derive(Clone, Debug, Default)]
+pub struct AdminAccess {
+    /// Its certificate, PEM; one that the cluster's authority issues when absent.
+    pub cert_file: Option<String>,
+    /// The key of it, PEM.
+    pub key_file: Option<String>,
+    /// The file with the token that may do everything; `None`: no tokens are asked for.
+    pub token_file: Option<String>,
+    /// The file with the token that may only read.
+    pub read_token_file: Option<String>,
+    /// Names, beside addresses, under which it may be asked.
+    pub hosts: Vec<String>,
 }
 
 /// Of `[registry]`: TLS and the user.
@@ -120,8 +141,14 @@ pub struct NodeSettings {
 }
 
 impl Config {
+    /// Whether the admin API speaks TLS. Of a node that is open to everybody it need not.
+    pub fn admin_tls(&self) -> bool {
+        let open = self.admin_at().ip().is_loopback() || self.security.insecure;
+        self.admin_access.cert_file.is_some() || !open
+    }
+
     /// Where the admin API listens.
-    pub fn admin(&self) -> SocketAddr {
+    pub fn admin_at(&self) -> SocketAddr {
         self.node.admin.unwrap_or_else(|| {
             // Where any port will do for the one, any will do for the other.
             let port = match self.node.bind.port() {
@@ -155,6 +182,8 @@ impl Config {
             worker: WorkerSettings::default(),
             supervision: SupervisionSettings::default(),
             security: SecuritySettings::default(),
+            admin: AdminSettings::default(),
+            admin_access: AdminAccess::default(),
             log_level: LevelFilter::Info,
             jobs: BTreeMap::new(),
             origins: BTreeMap::new(),
@@ -355,135 +384,20 @@ keys! {
     "security.key_file" optional_text: security.key_file;
     "security.ca_file" optional_text: security.ca_file;
     "security.insecure" switch: security.insecure;
+    "admin.cert_file" optional_text: admin_access.cert_file;
+    "admin.key_file" optional_text: admin_access.key_file;
+    "admin.token_file" optional_text: admin_access.token_file;
+    "admin.read_token_file" optional_text: admin_access.read_token_file;
+    "admin.hosts" hosts: admin_access.hosts;
+    "admin.max_connections" count(4, 65_536): admin.max_connections;
+    "admin.max_per_address" count(1, 65_536): admin.max_per_address;
+    "admin.max_followers" count(1, 65_536): admin.max_followers;
+    "admin.max_body" count(524_288, 67_108_864): admin.max_body;
+    "admin.max_uploads" count(1, 1_024): admin.max_uploads;
+    "admin.header_timeout" duration(50, 600_000): admin.header_timeout;
+    "admin.body_timeout" duration(50, 600_000): admin.body_timeout;
+    "admin.write_timeout" duration(50, 600_000): admin.write_timeout;
     "log.level" level: log_level;
-}
-
-/// How values are read from TOML or text, and shown.
-mod kind {
-    use super::{BTreeMap, BalancerKind, Duration, LevelFilter, MasterWorks, SocketAddr, Value};
-
-    macro_rules! kind {
-        ($name:ident -> $type:ty, |$value:ident $(, $arg:ident: $argtype:ty)*| $read:expr, |$shown:ident| $show:expr) => {
-            pub(super) mod $name {
-                #[allow(unused_imports)]
-                use super::*;
-                pub(in super::super) fn read($value: &Value $(, $arg: $argtype)*) -> Result<$type, String> { $read }
-                #[allow(clippy::ptr_arg, reason = "one shape for all kinds")]
-                pub(in super::super) fn show($shown: &$type) -> String { $show }
-            }
-        };
-    }
-
-    fn text(value: &Value) -> Option<&str> {
-        value.as_str()
-    }
-
-    fn integer(value: &Value) -> Option<i64> {
-        value
-            .as_integer()
-            .or_else(|| text(value)?.replace('_', "").parse().ok())
-    }
-
-    /// As TOML, on one line whatever is in it, so that it can be a key, too.
-    fn quoted(text: &str) -> String {
-        let mut quoted = String::from("\"");
-        for c in text.chars() {
-            match c {
-                '"' | '\\' => quoted.extend(['\\', c]),
-                c if c.is_control() => quoted.push_str(&format!("\\u{:04X}", u32::from(c))),
-                c => quoted.push(c),
-            }
-        }
-        quoted.push('"');
-        quoted
-    }
-
-    fn is_name(text: &str) -> bool {
-        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-        !text.is_empty() && text.len() <= 63 && text.chars().all(plain)
-    }
-
-    const NAME_RULE: &str = "1 to 63 letters, digits, `-`, `_` or `.`";
-
-    fn in_words(d: Duration) -> String {
-        humantime::format_duration(d).to_string()
-    }
-
-    kind!(name -> String,
-        |v| text(v).filter(|t| is_name(t)).map(str::to_owned).ok_or_else(|| NAME_RULE.to_owned()),
-        |s| quoted(s));
-    kind!(optional_name -> Option<String>,
-        |v| super::name::read(v).map(Some),
-        |s| s.as_deref().map_or_else(|| "\"\"".to_owned(), quoted));
-    kind!(optional_text -> Option<String>,
-        |v| text(v).filter(|t| !t.is_empty()).map(|t| Some(t.to_owned())).ok_or_else(|| "a text".to_owned()),
-        |s| s.as_deref().map_or_else(|| "\"\"".to_owned(), quoted));
-    kind!(address -> SocketAddr,
-        |v| text(v).and_then(|t| t.parse().ok()).ok_or_else(|| "an address with a port, such as \"0.0.0.0:22222\"".to_owned()),
-        |a| quoted(&a.to_string()));
-    kind!(optional_address -> Option<SocketAddr>,
-        |v| super::address::read(v).map(Some),
-        |a| a.map_or_else(|| "\"\"".to_owned(), |a| quoted(&a.to_string())));
-    kind!(table -> BTreeMap<String, String>,
-    |v| {
-        let rule = || "a table of texts, such as { disk = \"ssd\" }".to_owned();
-        let table = v.as_table().ok_or_else(rule)?;
-        table.iter().map(|(k, v)| Ok((k.clone(), v.as_str().ok_or_else(rule)?.to_owned()))).collect()
-    },
-    |t| {
-        let pairs: Vec<String> = t.iter().map(|(k, v)| format!("{} = {}", quoted(k), quoted(v))).collect();
-        format!("{{ {} }}", pairs.join(", "))
-    });
-    kind!(urls -> Vec<String>,
-        |v| {
-            let rule = || "a list of http(s) URLs, such as [\"http://10.0.0.5:2379\"]".to_owned();
-            let list: Vec<String> = match v {
-                Value::Array(items) => items.iter().map(|i| i.as_str().map(str::to_owned)).collect::<Option<_>>().ok_or_else(rule)?,
-                Value::String(s) => s.split(',').map(|s| s.trim().to_owned()).filter(|s| !s.is_empty()).collect(),
-                _ => return Err(rule()),
-            };
-            let fits = |u: &String| (u.starts_with("http://") || u.starts_with("https://")) && u.len() > 8;
-            if list.iter().all(fits) { Ok(list) } else { Err(rule()) }
-        },
-        |list| format!("[{}]", list.iter().map(|u| quoted(u)).collect::<Vec<_>>().join(", ")));
-    kind!(duration -> Duration,
-        |v, min: u64, max: u64| {
-            let (min, max) = (Duration::from_millis(min), Duration::from_millis(max));
-            let rule = || format!("a duration with a unit, from {} to {}, such as \"250ms\", \"10s\" or \"2m\"", in_words(min), in_words(max));
-            let d = text(v).and_then(|t| humantime::parse_duration(t).ok()).ok_or_else(rule)?;
-            if d >= min && d <= max { Ok(d) } else { Err(rule()) }
-        },
-        |d| quoted(&in_words(*d).replace(' ', "")));
-    kind!(count -> usize,
-        |v, min: i64, max: i64| integer(v).filter(|n| (min..=max).contains(n)).and_then(|n| usize::try_from(n).ok())
-            .ok_or_else(|| format!("a whole number from {min} to {max}")),
-        |n| n.to_string());
-    kind!(small -> u32,
-        |v, min: i64, max: i64| integer(v).filter(|n| (min..=max).contains(n)).and_then(|n| u32::try_from(n).ok())
-            .ok_or_else(|| format!("a whole number from {min} to {max}")),
-        |n| n.to_string());
-    kind!(number -> u64,
-        |v| integer(v).and_then(|n| u64::try_from(n).ok()).ok_or_else(|| "a whole number, 0 or more".to_owned()),
-        |n| n.to_string());
-    kind!(weight -> i32,
-        |v| integer(v).and_then(|n| i32::try_from(n).ok()).filter(|n| (-1000..=1000).contains(n))
-            .ok_or_else(|| "a whole number from -1000 to 1000".to_owned()),
-        |n| n.to_string());
-    kind!(switch -> bool,
-        |v| v.as_bool().or_else(|| text(v)?.parse().ok()).ok_or_else(|| "true or false".to_owned()),
-        |b| b.to_string());
-    kind!(level -> LevelFilter,
-        |v| text(v).and_then(|t| t.parse().ok())
-            .ok_or_else(|| "one of \"off\", \"error\", \"warn\", \"info\", \"debug\", \"trace\"".to_owned()),
-        |l| quoted(&l.as_str().to_lowercase()));
-    kind!(balancer -> BalancerKind,
-        |v| text(v).and_then(|t| serde_json::from_value(t.into()).ok())
-            .ok_or_else(|| "one of \"random\", \"round-robin\", \"least-loaded\", \"two-choices\"".to_owned()),
-        |b| serde_json::to_string(b).unwrap_or_default());
-    kind!(master_works -> MasterWorks,
-        |v| text(v).and_then(|t| serde_json::from_value(t.into()).ok())
-            .ok_or_else(|| "one of \"when-alone\", \"always\", \"never\"".to_owned()),
-        |m| serde_json::to_string(m).unwrap_or_default());
 }
 
 /// What the command line says: `--config`, and values by key with the flag that gave each.
@@ -496,7 +410,13 @@ pub struct Told {
 }
 
 /// Environment variables that are no settings of a node.
-const OTHER_VARIABLES: [&str; 3] = ["TROUPE_API", "TROUPE_CONFIG", "TROUPE_LOG_FORMAT"];
+const OTHER_VARIABLES: [&str; 5] = [
+    "TROUPE_API",
+    "TROUPE_CA",
+    "TROUPE_CONFIG",
+    "TROUPE_LOG_FORMAT",
+    "TROUPE_TOKEN_FILE",
+];
 
 /// Reads every layer and checks every rule.
 ///
@@ -744,7 +664,7 @@ const RULES: &[Rule] = &[
     (
         &["node.bind", "node.admin"],
         "node.bind and node.admin must not be the same port",
-        |c| c.node.bind.port() == 0 || c.node.bind.port() != c.admin().port(),
+        |c| c.node.bind.port() == 0 || c.node.bind.port() != c.admin_at().port(),
     ),
     (
         &["security.secret_file", "security.accept_secret_file"],
@@ -777,6 +697,24 @@ const RULES: &[Rule] = &[
         ],
         "security.insecure is for nodes that have neither a secret nor a certificate",
         |c| !(c.security.insecure && c.security.has_credentials()),
+    ),
+    (
+        &["node.admin", "admin.token_file"],
+        "beyond loopback the admin API needs admin.token_file and TLS: admin.cert_file with admin.key_file, or a cluster secret, whose authority issues a certificate",
+        |c| {
+            let open = c.admin_at().ip().is_loopback() || c.security.insecure;
+            open || c.admin_access.token_file.is_some()
+        },
+    ),
+    (
+        &["admin.cert_file", "admin.key_file"],
+        "admin.cert_file and admin.key_file go together",
+        |c| c.admin_access.cert_file.is_some() == c.admin_access.key_file.is_some(),
+    ),
+    (
+        &["admin.token_file", "admin.read_token_file"],
+        "admin.read_token_file needs admin.token_file: with it alone nobody could change anything",
+        |c| c.admin_access.token_file.is_some() || c.admin_access.read_token_file.is_none(),
     ),
 ];
 

@@ -52,7 +52,7 @@ pub fn main(jobs: Jobs) -> ExitCode {
 fn run(cli: Cli, jobs: Jobs) -> u8 {
     let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let format = cli.format();
-    let (api, json, level) = (cli.api, cli.json, cli.log_level);
+    let (target, json, level) = (cli.target, cli.json, cli.log_level);
     let log = || {
         let events = EventLog::new(EVENTS_KEPT);
         let level = level.unwrap_or(LevelFilter::Info);
@@ -68,10 +68,16 @@ fn run(cli: Cli, jobs: Jobs) -> u8 {
         Command::Registry(RegistryCommand::Serve {
             listen,
             data_dir,
+            cert,
+            key,
+            client_ca,
             dev_child,
         }) => {
             log();
-            node::serve_registry(listen, data_dir.as_deref(), dev_child)
+            let tls = cert.zip(key);
+            let tls =
+                tls.map(|(cert, key)| security::registry_tls(&cert, &key, client_ca.as_deref()));
+            node::serve_registry(listen, data_dir.as_deref(), tls.transpose(), dev_child)
         }
         Command::Config {
             command: ConfigCommand::Running { node },
@@ -79,10 +85,14 @@ fn run(cli: Cli, jobs: Jobs) -> u8 {
             let asking = Command::Config {
                 command: ConfigCommand::Running { node },
             };
-            node::block_on(client::run(&api, json, asking))
+            node::block_on(client::run(&target, json, asking))
         }
         Command::Config { command } => configuration(command, json),
         Command::Keygen { file } => security::keygen(&file),
+        Command::Ca {
+            secret_file,
+            cluster,
+        } => security::print_authority(&secret_file, &cluster),
         Command::ExecGuard { command } => node::block_on(async move {
             let code = troupe_actors::job::exec::guard::run(&command).await;
             u8::try_from(code).unwrap_or(1)
@@ -100,7 +110,7 @@ fn run(cli: Cli, jobs: Jobs) -> u8 {
             0
         }
         Command::Man { dir } => man(&dir),
-        asking => node::block_on(client::run(&api, json, asking)),
+        asking => node::block_on(client::run(&target, json, asking)),
     }
 }
 

@@ -16,7 +16,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
 use tokio::time::timeout;
-use troupe_actors::admin::{ActorView, Actors, AdminActor, AdminSeed, AdminSettings, DrainReceipt};
+use troupe_actors::admin::tls::ServerTls;
+use troupe_actors::admin::{Access, ActorView, Actors, AdminActor, AdminSeed, Audit, DrainReceipt};
 use troupe_actors::cluster::{Fence, Identity, Registration};
 use troupe_actors::discovery::actor::{
     DiscoveryActor, DiscoverySeed, MasterPorts, RegistryPorts, TransportPorts,
@@ -32,7 +33,7 @@ use troupe_actors::master::actor::{JournalSeed, MasterActor, MasterSeed};
 use troupe_actors::master::{AskMaster, MasterPulse};
 use troupe_actors::registry::Backend;
 use troupe_actors::registry::actor::{Deregister, RegistryActor, RegistrySeed, roll_name};
-use troupe_actors::registry::embedded::{BindError, Server};
+use troupe_actors::registry::embedded::{self as registry, BindError, Server};
 use troupe_actors::registry::etcd::EtcdBackend;
 use troupe_actors::registry::session::Keys;
 use troupe_actors::supervisor::watchdog::{Watchdog, WatchdogSettings};
@@ -95,10 +96,29 @@ pub fn die_with_parent() {
 }
 
 /// `troupe registry serve`.
-pub fn serve_registry(listen: SocketAddr, data_dir: Option<&Path>, dev_child: bool) -> u8 {
+pub fn serve_registry(
+    listen: SocketAddr,
+    data_dir: Option<&Path>,
+    tls: Result<Option<registry::Tls>, String>,
+    dev_child: bool,
+) -> u8 {
     if dev_child {
         die_with_parent();
     }
+    let refuse = |why: &str| {
+        log::error!(target: "registry", event = "config.rejected", reason = why; "the registry cannot start");
+        eprintln!("troupe registry serve: {why}");
+        EXIT_CONFIG
+    };
+    let tls = match tls {
+        Ok(None) if !listen.ip().is_loopback() => {
+            return refuse(&format!(
+                "--listen {listen} is not loopback: whoever reaches the registry owns the cluster, so there it needs --cert and --key (and --client-ca, unless the network keeps strangers away)"
+            ));
+        }
+        Ok(tls) => tls,
+        Err(why) => return refuse(&why),
+    };
     block_on(async move {
         let server = match bind_registry(listen, data_dir).await {
             Ok(server) => server,
@@ -107,8 +127,23 @@ pub fn serve_registry(listen: SocketAddr, data_dir: Option<&Path>, dev_child: bo
                 return EXIT_CONFIG;
             }
         };
+        let (over_tls, mutual) = (
+            tls.is_some(),
+            tls.as_ref()
+                .is_some_and(|tls| tls.client_authority.is_some()),
+        );
+        let server = match tls {
+            None => server,
+            Some(tls) => match server.over_tls(tls) {
+                Ok(server) => server,
+                Err(why) => return refuse(&format!("--cert, --key, --client-ca: {why}")),
+            },
+        };
+        if over_tls && !mutual && !listen.ip().is_loopback() {
+            log::warn!(target: "registry", event = "security.open", address = listen.to_string(); "the registry asks nobody for a certificate: whoever reaches it owns the cluster; see --client-ca");
+        }
         let data = data_dir.map_or("in memory".to_owned(), |dir| dir.display().to_string());
-        log::info!(target: "registry", event = "registry.serving", address = server.local_addr().to_string(), data = data.as_str(); "the embedded registry listens");
+        log::info!(target: "registry", event = "registry.serving", address = server.local_addr().to_string(), tls = over_tls, client_certificates = mutual, data = data.as_str(); "the embedded registry listens");
         match server.serve(stop_signal()).await {
             Ok(()) => 0,
             Err(err) => {
@@ -201,6 +236,9 @@ struct Node {
     registration: Registration,
     listener: Listener,
     admin: std::net::TcpListener,
+    /// Who is let in there, and by which certificate it shows itself.
+    access: Access,
+    admin_tls: Option<Arc<ServerTls>>,
     backend: Arc<dyn Backend>,
     /// The same registry over connections of their own: the journal's bulk holds up no lease and no verdict.
     journal: Arc<dyn Backend>,
@@ -215,7 +253,7 @@ impl Node {
         let listener = Listener::bind(&bind.to_string())
             .await
             .map_err(|err| format!("cannot listen on {bind} (node.bind): {err}"))?;
-        let admin_address = config.admin();
+        let admin_address = config.admin_at();
         let admin = std::net::TcpListener::bind(admin_address)
             .map_err(|err| format!("cannot listen on {admin_address} (node.admin): {err}"))?;
         let interfaces = local_ip_address::list_afinet_netifas().unwrap_or_default();
@@ -243,7 +281,15 @@ impl Node {
         let backend = connect(endpoints.clone()).map_err(bad)?;
         let journal = connect(endpoints).map_err(bad)?;
         let jobs = all_jobs(&config, own);
-        let registration = registration(&config, id, &advertised, admin_address, &jobs);
+        let listens = admin.local_addr().unwrap_or(admin_address);
+        let hosts = &config.admin_access.hosts;
+        let names = advertise::names(&hostname(), hosts, listens, &advertised, &interfaces);
+        let (access, admin_tls) = security::admin(&config, &names)?;
+        let fingerprint = admin_tls.as_ref().map(|tls| tls.fingerprint());
+        let fingerprint = fingerprint.unwrap_or_default();
+        let admin_url = advertise::admin(listens, admin_tls.is_some(), &advertised);
+        log::info!(target: "node", event = "admin.serving", address = listens.to_string(), url = admin_url.as_str(), tokens = access.operator.is_some(), fingerprint = fingerprint.as_str(); "the admin API listens");
+        let registration = registration(&config, id, &advertised, admin_url, &jobs);
         let name = Arc::new(Mutex::new(registration.name.clone()));
         logging::set_node(Arc::clone(&name), &id.to_string());
         let identity = Identity {
@@ -259,6 +305,8 @@ impl Node {
             registration,
             listener,
             admin,
+            access,
+            admin_tls,
             backend: Arc::new(backend),
             journal: Arc::new(journal),
             jobs,
@@ -283,7 +331,7 @@ fn registration(
     config: &Config,
     id: NodeId,
     advertised: &advertise::Advertised,
-    admin: SocketAddr,
+    admin: String,
     jobs: &Jobs,
 ) -> Registration {
     let file = |path: &str| {
@@ -298,11 +346,8 @@ fn registration(
         name: config.node.name.clone().unwrap_or_else(roll_name),
         ip: advertised.host.clone(),
         port: advertised.port,
-        admin: admin.to_string(),
-        host: rustix::system::uname()
-            .nodename()
-            .to_string_lossy()
-            .into_owned(),
+        admin,
+        host: hostname(),
         boot: file("/proc/sys/kernel/random/boot_id"),
         pid: std::process::id(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -316,6 +361,11 @@ fn registration(
         started_at: unix_ms(),
         insecure: config.security.insecure,
     }
+}
+
+fn hostname() -> String {
+    let uname = rustix::system::uname();
+    uname.nodename().to_string_lossy().into_owned()
 }
 
 /// Attempts side by side: as configured, or twice the cores, since a waiting attempt needs none.
@@ -510,7 +560,7 @@ fn grow(node: Node, live: &Live, end: &UnboundedSender<End>) -> Grown {
         drained,
     };
     let admin_seed = AdminSeed {
-        settings: AdminSettings::default(),
+        settings: config.admin.clone(),
         identity: identity.clone(),
         listener: Arc::new(node.admin),
         started_at: node.registration.started_at,
@@ -521,6 +571,9 @@ fn grow(node: Node, live: &Live, end: &UnboundedSender<End>) -> Grown {
         drain: asking_to_leave(end),
         drained: is_drained,
         config: Arc::new(live.clone()),
+        access: node.access,
+        audit: Audit::default(),
+        tls: node.admin_tls,
         ask_master: master.clone().recipient(),
         list_tasks: master.clone().recipient(),
         get_task: master.clone().recipient(),

@@ -9,7 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rand::RngExt;
+use troupe_actors::admin::tls::ServerTls;
+use troupe_actors::admin::{self, Token};
 use troupe_actors::id::NodeId;
+use troupe_actors::registry::embedded;
 use troupe_actors::registry::etcd::{Access, Certificate, Identity, TlsOptions};
 use troupe_actors::transport::tls::{Credentials, OwnCertificates, Secret, Tls, TlsError};
 use troupe_actors::transport::trust::Subject;
@@ -205,6 +208,107 @@ fn secrets(path: &Path) -> Result<Vec<Secret>, String> {
         Ok(secrets) if secrets.is_empty() => Err(TlsError::BadSecret.to_string()),
         secrets => secrets.map_err(|why| why.to_string()),
     }
+}
+
+/// Who may use the admin API, and its certificate for these names; as configured.
+///
+/// # Errors
+/// What is wrong with which file, in words.
+pub fn admin(
+    config: &Config,
+    names: &[String],
+) -> Result<(admin::Access, Option<Arc<ServerTls>>), String> {
+    let files = &config.admin_access;
+    let about = |key: &str, file: &str, why: String| format!("{key} = {file:?}: {why}");
+    let token = |key: &str, file: &Option<String>| {
+        let token = file.as_ref().map(|file| {
+            let text = private(Path::new(file), MAX_FILE).map_err(|why| about(key, file, why))?;
+            Token::parse(&text).map_err(|why| about(key, file, why.to_string()))
+        });
+        token.transpose()
+    };
+    let access = admin::Access {
+        operator: token("admin.token_file", &files.token_file)?,
+        reader: token("admin.read_token_file", &files.read_token_file)?,
+        hosts: names.to_vec(),
+    };
+    if !config.admin_tls() {
+        return Ok((access, None));
+    }
+    let own = files.cert_file.as_ref().zip(files.key_file.as_ref());
+    let tls = match (own, credentials(config)?) {
+        (Some((cert, key)), _) => {
+            let pem = std::fs::read(cert);
+            let pem = pem.map_err(|why| about("admin.cert_file", cert, why.to_string()))?;
+            let private = private(Path::new(key), MAX_KEY);
+            let private = private.map_err(|why| about("admin.key_file", key, why))?;
+            let tls = ServerTls::own(&pem, private.as_bytes());
+            tls.map_err(|why| about("admin.cert_file", cert, why.to_string()))?
+        }
+        (None, Some(Credentials::Secrets(secrets))) => {
+            let secret = secrets.into_iter().next().ok_or("there is no secret")?;
+            let tls = ServerTls::issued(secret, &config.cluster, names.to_vec());
+            tls.map_err(|why| why.to_string())?
+        }
+        (None, _) => {
+            return Err(format!(
+                "node.admin = \"{}\": beyond loopback the admin API needs admin.token_file and TLS: set admin.cert_file and admin.key_file, or give the cluster a secret (security.secret_file), whose authority issues a certificate",
+                config.admin_at()
+            ));
+        }
+    };
+    Ok((access, Some(Arc::new(tls))))
+}
+
+/// By what the embedded registry shows itself, and whom it lets in.
+///
+/// # Errors
+/// What is wrong with which file, in words.
+pub fn registry_tls(
+    cert: &Path,
+    key: &Path,
+    client_ca: Option<&Path>,
+) -> Result<embedded::Tls, String> {
+    let about = |flag: &str, file: &Path, why: String| format!("{flag} {}: {why}", file.display());
+    let pem = |flag: &str, file: &Path| {
+        let pem = std::fs::read(file);
+        pem.map_err(|why| about(flag, file, format!("cannot be read: {why}")))
+    };
+    let private = private(key, MAX_KEY).map_err(|why| about("--key", key, why))?;
+    let client_authority = client_ca.map(|file| pem("--client-ca", file));
+    Ok(embedded::Tls {
+        certificate: pem("--cert", cert)?,
+        key: private.into_bytes(),
+        client_authority: client_authority.transpose()?,
+    })
+}
+
+/// `troupe ca FILE`: the certificate of the cluster's authority, on stdout. Answers the exit code.
+pub fn print_authority(path: &Path, cluster: &str) -> u8 {
+    let made = first_secret(path).and_then(|secret| {
+        let made = admin::tls::authority(&secret, cluster);
+        made.map_err(|why| why.to_string())
+    });
+    match made {
+        Ok(pem) => {
+            crate::client::say(pem.trim_end());
+            0
+        }
+        Err(why) => {
+            eprintln!("troupe ca: {}: {why}", path.display());
+            1
+        }
+    }
+}
+
+/// The token in a file.
+///
+/// # Errors
+/// What is wrong with it, in words.
+pub fn token(path: &Path) -> Result<String, String> {
+    let text = private(path, MAX_FILE)?.trim().to_owned();
+    Token::parse(&text).map_err(|why| why.to_string())?;
+    Ok(text)
 }
 
 /// A small file that nobody else may read.

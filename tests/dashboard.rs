@@ -191,6 +191,46 @@ impl Drop for Browser {
 }
 
 #[test]
+fn the_dashboard_asks_for_the_token_and_shows_nothing_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let token = dir.path().join("token");
+    let token = token.to_str().unwrap();
+    let made = Command::new(support::TROUPE)
+        .args(["keygen", token])
+        .status();
+    assert!(made.unwrap().success());
+    let port = support::free_port();
+    let _registry = support::on_disk(&dir.path().join("registry"), port);
+    let set = format!("admin.token_file={token}");
+    let more = [&support::FAST[..], &["--set", &set]].concat();
+    let node = support::Node::start_with("n1", &format!("http://127.0.0.1:{port}"), &more);
+    let Some(mut browser) = Browser::start(&format!("http://{}/", node.admin())) else {
+        eprintln!("skipped: no Chromium is installed here");
+        return;
+    };
+    let asked = "document.getElementById('login').open";
+    browser.wait(LONG, "the question for the token", asked);
+    assert!(!browser.text().contains("n1"));
+    let show = |text: &str| {
+        format!(
+            "document.getElementById('token').value = '{text}'; document.querySelector('#login form').requestSubmit()"
+        )
+    };
+    browser.eval(&show("not-the-token"));
+    let wrong = format!(
+        "{asked} && document.getElementById('why').textContent.includes('no token of this node')"
+    );
+    browser.wait(LONG, "the question again", &wrong);
+    let text = std::fs::read_to_string(token).unwrap();
+    browser.eval(&show(text.trim()));
+    let live = "document.getElementById('link')?.textContent === 'live'";
+    browser.wait(LONG, "contact", live);
+    browser.open("cluster", "n1");
+    browser.open("logs", "actor started");
+    assert_eq!(browser.errors, Vec::<String>::new(), "the page complains");
+}
+
+#[test]
 fn the_dashboard_shows_the_cluster_live_and_says_when_it_lost_touch() {
     let mut cluster = Cluster::start(3);
     let url = format!("http://{}/", cluster.node("n2").admin());

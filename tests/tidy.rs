@@ -6,6 +6,7 @@ use std::process::Command;
 
 /// Files that decide: they know no clock, no socket, no runtime, no actor and no logger; they are told.
 const CORES: &[&str] = &[
+    "actors/src/admin/access.rs",
     "actors/src/admin/why.rs",
     "actors/src/backoff.rs",
     "actors/src/discovery/election.rs",
@@ -217,6 +218,8 @@ fn the_documented_defaults_are_the_defaults() {
                 "key_file =",
                 "user =",
                 "password_file =",
+                "token_file =",
+                "read_token_file =",
                 "accept_secret_file =",
             ];
             let setting = setting.filter(|l| !example.iter().any(|e| l.starts_with(e)));

@@ -6,6 +6,7 @@ mod support;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::Instant;
 
 use rcgen::{
     BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType,
@@ -272,20 +273,27 @@ fn secrets_are_rotated_under_load_without_a_lost_task_or_a_refused_session() {
     }
     let load = Load::start(nodes[0].admin());
     let steps = [
-        ("accept the new one", format!("{old}{new}")),
-        ("show the new one", format!("{new}{old}")),
-        ("forget the old one", new.clone()),
+        ("old, new", format!("{old}{new}")),
+        ("new, old", format!("{new}{old}")),
+        ("new", new.clone()),
     ];
+    let began = Instant::now();
+    let say = |node: &str, file: &str, words: String| {
+        let at = began.elapsed().as_secs_f64();
+        println!("{at:5.1} s  {node:4}  {file:8}  {words}");
+    };
+    say(
+        "all",
+        "old",
+        "three nodes, durable tasks one after the other".to_owned(),
+    );
     for (what, text) in steps {
         for (node, file) in nodes.iter().zip(&files) {
             put(file, &text);
             let mark = node.process.lines.mark();
             node.process.signal(Signal::HUP);
             let line = node.wait_event(mark, "security.reloaded", LONG).1;
-            println!(
-                "{what}: {}: {} accepted, {}",
-                node.name, line["accepted"], line["certificate"]
-            );
+            assert!(line["certificate"].is_string(), "{line}");
             // Sessions that are up would stay: every one is made anew, so that each step meets every other.
             let mark = node.process.lines.mark();
             assert!(node.cli(&["kill", "transport"]).status.success());
@@ -295,6 +303,12 @@ fn secrets_are_rotated_under_load_without_a_lost_task_or_a_refused_session() {
             for node in &nodes {
                 node.wait_members(&names, LONG);
             }
+            let refused: usize = nodes.iter().map(|n| count(n, "session.refused")).sum();
+            let words = format!(
+                "SIGHUP: {} accepted; both sessions made anew, {refused} refused, all see all",
+                line["accepted"]
+            );
+            say(&node.name, what, words);
         }
     }
     let accepted = load.stop();
@@ -308,22 +322,27 @@ fn secrets_are_rotated_under_load_without_a_lost_task_or_a_refused_session() {
         assert_eq!(count(node, "session.refused"), 0, "{}", node.name);
         assert_eq!(count(node, "peer.removed"), 0, "{}", node.name);
     }
-    println!(
-        "{} durable tasks accepted and done, no session refused",
-        accepted.len()
-    );
+    let words = format!("{} durable tasks accepted, all done", accepted.len());
+    say("all", "new", words);
     // The old one is worth nothing any more.
     let late = dir.path().join("late");
     put(&late, &old);
     let set = format!("security.secret_file={}", late.display());
     let d = node("d", &etcd, &[&set]);
-    d.wait_event(0, "session.refused", LONG);
+    let line = d.wait_event(0, "session.refused", LONG).1;
+    let reason = line["reason"].as_str().unwrap_or("?");
+    say("d", "old", format!("session.refused: {reason}"));
     // And a mistake changes nothing.
     put(&files[0], "no secret\n");
     let mark = nodes[0].process.lines.mark();
     nodes[0].process.signal(Signal::HUP);
     nodes[0].wait_event(mark, "security.not_reloaded", LONG);
     nodes[0].wait_members(&["a", "b", "c"], LONG);
+    say(
+        "a",
+        "mistake",
+        "SIGHUP: security.not_reloaded, all see all".to_owned(),
+    );
 }
 
 // --- an authority of one's own -------------------------------------------------------------------------------------

@@ -492,6 +492,22 @@ pub struct ApiRequest {
     pub path: String,
     /// Body, may be empty.
     pub body: Bytes,
+    /// Who asked the sender, and from which address: `operator@10.0.0.9`. Appended: absent from an earlier build, and when
+    /// nobody asked.
+    #[serde(
+        skip_serializing_if = "String::is_empty",
+        deserialize_with = "appended"
+    )]
+    pub by: String,
+}
+
+/// A field that earlier builds do not write.
+fn appended<'de, D, T>(from: D) -> Result<T, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Deserialize<'de> + Default,
+{
+    Ok(T::deserialize(from).unwrap_or_default())
 }
 
 /// The response to an [`ApiRequest`].
@@ -505,4 +521,29 @@ pub struct ApiResponse {
     pub content_type: String,
     /// Body.
     pub body: Bytes,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_carried_request_says_who_asked_and_is_read_from_builds_that_do_not_say() {
+        let request = |by: &str| ApiRequest {
+            nonce: 5,
+            method: "POST".to_owned(),
+            path: "/v1/master/step-down".to_owned(),
+            body: Bytes::new(),
+            by: by.to_owned(),
+        };
+        let encode = |request: &ApiRequest| postcard::to_allocvec(request).unwrap();
+        let named = request("operator@10.0.0.9");
+        let bytes = encode(&named);
+        assert_eq!(postcard::from_bytes::<ApiRequest>(&bytes).unwrap(), named);
+        // An earlier build writes what comes before, and reads no further.
+        let earlier = encode(&request(""));
+        assert!(bytes.starts_with(&earlier) && bytes.len() > earlier.len());
+        let read = postcard::from_bytes::<ApiRequest>(&earlier).unwrap();
+        assert_eq!(read, request(""));
+    }
 }

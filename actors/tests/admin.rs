@@ -17,9 +17,10 @@ use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tower::ServiceExt;
+use troupe_actors::admin::tls::{ClientTls, ServerTls, authority};
 use troupe_actors::admin::{
-    ActorView, Actors, AdminActor, AdminSeed, AdminSettings, ChangedView, DrainReceipt,
-    SettingView, Settings,
+    Access, ActorView, Actors, AdminActor, AdminSeed, AdminSettings, Audit, ChangedView,
+    DrainReceipt, SettingView, Settings, Token,
 };
 use troupe_actors::cluster::{
     Cluster, ClusterChanged, Identity, Master, MasterRecord, Member, MemberState, Registration,
@@ -32,6 +33,7 @@ use troupe_actors::master::{
     RetryTask, Submit, SubmitAndWait, SubmitError, Submitted, Taken, TaskView,
 };
 use troupe_actors::registry::{AskRegistry, KeyView, ListKeys, RegistryError, RegistrySnapshot};
+use troupe_actors::transport::tls::Secret;
 use troupe_actors::transport::{Inbound, Refusals, Send, SendError};
 use troupe_actors::wire::{ApiRequest, Envelope, Header, Message};
 use troupe_actors::worker::{AskWorker, WorkerSnapshot};
@@ -395,6 +397,9 @@ fn node(id: NodeId, network: &Network, settings: AdminSettings) -> Node {
         events: EventLog::new(100),
         refusals: Refusals::default(),
         actors: tree.clone(),
+        access: Access::default(),
+        audit: Audit::default(),
+        tls: None,
         drain: Arc::new(move || {
             count.fetch_add(1, Ordering::Relaxed);
             let receipt = DrainReceipt {
@@ -1112,6 +1117,7 @@ async fn nonsense_from_another_node_breaks_nothing() {
             method: method.into(),
             path: path.into(),
             body: vec![0xff; 10].into(),
+            by: String::new(),
         };
         let inbound = inbound(BETA, request.into());
         alpha.addr.send(inbound).await.unwrap();
@@ -1289,7 +1295,7 @@ async fn connect(seed: &AdminSeed) -> tokio::net::TcpStream {
 /// Asks `/livez` over a connection of its own.
 async fn alive(seed: &AdminSeed) -> bool {
     let mut stream = connect(seed).await;
-    let request = b"GET /livez HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+    let request = b"GET /livez HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
     stream.write_all(request).await.unwrap();
     let mut text = String::new();
     stream.read_to_string(&mut text).await.unwrap();
@@ -1327,4 +1333,235 @@ async fn the_next_life_serves_the_same_listener_and_asks_for_the_picture() {
     let (_router, _addr) = start(&seed);
     assert!(alive(&seed).await);
     assert_eq!(script.lock().unwrap().reborn, 2);
+}
+
+// ---- who is let in
+
+const OPERATOR: &str = "operator-operator-operator-operator";
+const READER: &str = "reader-reader-reader-reader-reader-";
+
+/// A node that asks for tokens and, when told, speaks TLS.
+async fn guarded(tls: bool, settings: AdminSettings) -> (Node, ClientTls) {
+    let secret = Secret::new([7; 32]);
+    let names = vec!["127.0.0.1".to_owned()];
+    let server = ServerTls::issued(secret.clone(), "troupe", names).unwrap();
+    let client = ClientTls::new(authority(&secret, "troupe").unwrap().as_bytes()).unwrap();
+    let mut node = node(ALPHA, &Network::default(), settings);
+    node.seed.access = Access {
+        operator: Some(Token::parse(OPERATOR).unwrap()),
+        reader: Some(Token::parse(READER).unwrap()),
+        hosts: Vec::new(),
+    };
+    node.seed.tls = tls.then(|| Arc::new(server));
+    node.seed.listener = Arc::new(TcpListener::bind("127.0.0.1:0").unwrap());
+    (node.router, node.addr) = start(&node.seed);
+    node.sees(&[ALPHA], Some(ALPHA)).await;
+    (node, client)
+}
+
+fn bearer(method: &str, path: &str, token: &str) -> Request<Body> {
+    let request = Request::builder().method(method).uri(path);
+    let request = request.header("authorization", format!("Bearer {token}"));
+    request.body(Body::empty()).unwrap()
+}
+
+#[actix_rt::test]
+async fn a_reader_reads_an_operator_acts_and_a_stranger_gets_probes_alone() {
+    let (node, _) = guarded(false, AdminSettings::default()).await;
+    let drain = "/v1/members/alpha/drain";
+    for (method, path, token, wanted) in [
+        ("GET", "/v1/status", READER, (200, "")),
+        ("GET", "/metrics", READER, (200, "")),
+        ("GET", "/v1/status", "guess", (401, "wrong_token")),
+        ("POST", drain, READER, (403, "read_only")),
+        ("POST", drain, "guess", (401, "wrong_token")),
+        ("POST", drain, OPERATOR, (202, "")),
+        ("GET", "/livez", "guess", (200, "")),
+        ("GET", "/", "guess", (200, "")),
+    ] {
+        let answer = node.json(bearer(method, path, token)).await;
+        let found = answer.1["error"]["code"].as_str().unwrap_or("");
+        assert_eq!((answer.0, found), wanted, "{method} {path} {token}");
+    }
+    assert_eq!(code(&node.get("/metrics").await), (401, "no_token"));
+    assert_eq!(node.drains.load(Ordering::Relaxed), 1);
+    let request = Request::get("/v1/status").body(Body::empty()).unwrap();
+    let (_, headers, _) = node.ask(request).await;
+    assert_eq!(headers["www-authenticate"], "Bearer realm=\"troupe\"");
+    let (_, _, page) = node.ask(bearer("GET", "/metrics", READER)).await;
+    for line in [
+        "troupe_admin_refused_total{reason=\"no_token\"} 2",
+        "troupe_admin_refused_total{reason=\"wrong_token\"} 2",
+        "troupe_admin_refused_total{reason=\"read_only\"} 1",
+    ] {
+        assert!(page.lines().any(|l| l == line), "{line} in\n{page}");
+    }
+    for (method, path, token, wanted) in [
+        ("GET", "/v1/config", READER, (200, "")),
+        ("GET", "/v1/debug", READER, (200, "")),
+        ("GET", "/v1/debug", "guess", (401, "wrong_token")),
+        ("POST", "/v1/config", READER, (403, "read_only")),
+        ("POST", "/v1/config/reload", READER, (403, "read_only")),
+        (
+            "POST",
+            "/v1/config/reload",
+            OPERATOR,
+            (422, "config_rejected"),
+        ),
+    ] {
+        let answer = node.json(bearer(method, path, token)).await;
+        let found = answer.1["error"]["code"].as_str().unwrap_or("");
+        assert_eq!((answer.0, found), wanted, "{method} {path} {token}");
+    }
+}
+
+#[actix_rt::test]
+async fn a_name_that_is_not_ours_is_refused_and_every_answer_has_strict_headers() {
+    let node = alone().await;
+    let rebound = Request::get("/v1/status").header("host", "evil.example:22223");
+    let answer = node.json(rebound.body(Body::empty()).unwrap()).await;
+    assert_eq!(code(&answer), (421, "foreign_host"));
+    for (path, kept, policy) in [
+        ("/", "no-cache", "script-src 'self'"),
+        ("/v1/status", "no-store", "default-src 'none'"),
+        ("/no/such/route", "no-store", "default-src 'none'"),
+        ("/livez", "no-store", "frame-ancestors 'none'"),
+    ] {
+        let request = Request::get(path).body(Body::empty()).unwrap();
+        let (_, headers, _) = node.ask(request).await;
+        let has = |name: &str, wanted: &str| {
+            let found = headers.get(name).map(|v| v.to_str().unwrap());
+            assert!(
+                found.is_some_and(|f| f.contains(wanted)),
+                "{path} {name}: {found:?}"
+            );
+        };
+        has("cache-control", kept);
+        has("content-security-policy", policy);
+        has("content-security-policy", "frame-ancestors 'none'");
+        has("x-content-type-options", "nosniff");
+        has("x-frame-options", "DENY");
+        has("referrer-policy", "no-referrer");
+        has("cross-origin-opener-policy", "same-origin");
+        has("cross-origin-resource-policy", "same-origin");
+    }
+}
+
+#[actix_rt::test]
+async fn a_body_that_unfolds_or_is_nested_without_end_is_refused() {
+    let node = alone().await;
+    let zipped = Request::post("/v1/tasks").header("content-encoding", "gzip");
+    let answer = node.json(zipped.body(Body::from("x")).unwrap()).await;
+    assert_eq!(code(&answer), (415, "encoded"));
+    let nested = |n: usize| {
+        let (open, close) = ("[".repeat(n), "]".repeat(n));
+        format!("{{\"job\":\"m\",\"input\":{open}\"[[[\\\"\"{close}}}")
+    };
+    let answer = node.post("/v1/tasks", nested(101)).await;
+    assert_eq!(code(&answer), (400, "too_deep"));
+    assert_eq!(node.post("/v1/tasks", nested(100)).await.0, 202);
+    let (status, lines) = node
+        .lines(&format!("{}\n{}\n", nested(100_000), nested(2)))
+        .await;
+    assert_eq!(status, 200);
+    assert_eq!(lines[0]["error"]["code"], "too_deep");
+    assert_eq!(lines[1]["state"], "queued");
+    let long = json!({"job": "m", "meta": {"k": "x".repeat(400 * 1024)}});
+    let answer = node.post("/v1/tasks", long.to_string()).await;
+    assert_eq!(code(&answer), (413, "too_large"));
+    let many: BTreeMap<String, &str> = (0..65).map(|n| (n.to_string(), "x")).collect();
+    let answer = node
+        .post("/v1/tasks", json!({"job": "m", "meta": many}).to_string())
+        .await;
+    assert_eq!(code(&answer), (400, "bad_request"));
+}
+
+/// Writes these bytes and reads until the connection ends.
+async fn say(seed: &AdminSeed, bytes: &[u8]) -> String {
+    let mut stream = connect(seed).await;
+    stream.write_all(bytes).await.ok();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.ok();
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[actix_rt::test]
+async fn a_head_is_bounded_in_count_size_and_time_and_each_refusal_is_an_answer() {
+    let settings = AdminSettings {
+        header_timeout: Duration::from_millis(200),
+        ..AdminSettings::default()
+    };
+    let node = node(ALPHA, &Network::default(), settings);
+    let begin = "GET /livez HTTP/1.1\r\nhost: localhost\r\n";
+    let many = format!("{begin}{}\r\n", "x: y\r\n".repeat(100));
+    assert!(
+        say(&node.seed, many.as_bytes())
+            .await
+            .starts_with("HTTP/1.1 431")
+    );
+    let large = format!("{begin}x: {}\r\n\r\n", "y".repeat(40_000));
+    assert!(
+        say(&node.seed, large.as_bytes())
+            .await
+            .starts_with("HTTP/1.1 431")
+    );
+    let slow = say(&node.seed, begin.as_bytes()).await;
+    assert!(
+        slow.starts_with("HTTP/1.1 408") && slow.contains("slow_head"),
+        "{slow}"
+    );
+    assert!(
+        say(&node.seed, b"\x16\x03\x01hello\r\n\r\n")
+            .await
+            .starts_with("HTTP/1.1 400")
+    );
+    // One request, then silence: the connection ends, and that is nobody's fault.
+    let idle = say(&node.seed, format!("{begin}\r\n").as_bytes()).await;
+    assert!(
+        idle.starts_with("HTTP/1.1 200") && !idle.contains("408"),
+        "{idle}"
+    );
+    let request = Request::get("/metrics").body(Body::empty()).unwrap();
+    let (_, _, page) = node.ask(request).await;
+    for line in [
+        "troupe_admin_refused_total{reason=\"large_head\"} 2",
+        "troupe_admin_refused_total{reason=\"slow_head\"} 1",
+        "troupe_admin_refused_total{reason=\"no_http\"} 1",
+    ] {
+        assert!(page.lines().any(|l| l == line), "{line} in\n{page}");
+    }
+}
+
+#[actix_rt::test]
+async fn over_tls_only_whoever_believes_the_clusters_authority_speaks_with_it() {
+    let settings = AdminSettings {
+        header_timeout: Duration::from_millis(500),
+        ..AdminSettings::default()
+    };
+    let (node, client) = guarded(true, settings).await;
+    let mut stream = client
+        .connect("127.0.0.1", connect(&node.seed).await)
+        .await
+        .unwrap();
+    let request = format!(
+        "GET /v1/status HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer {READER}\r\nconnection: close\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let plain = say(
+        &node.seed,
+        b"GET /livez HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n",
+    )
+    .await;
+    assert!(!plain.contains("HTTP"), "{plain}");
+    // Half-open: it is cut off in time.
+    assert_eq!(say(&node.seed, b"\x16").await, "");
+    let other = Secret::new([8; 32]);
+    let stranger = ClientTls::new(authority(&other, "troupe").unwrap().as_bytes()).unwrap();
+    let refused = stranger
+        .connect("127.0.0.1", connect(&node.seed).await)
+        .await;
+    assert!(refused.is_err());
 }

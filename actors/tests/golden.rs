@@ -194,6 +194,7 @@ fn messages() -> Vec<Message> {
             method: "GET".to_owned(),
             path: "/v1/status".to_owned(),
             body: Bytes::from_static(b"{}"),
+            by: String::new(),
         }
         .into(),
         ApiResponse {

@@ -1129,6 +1129,7 @@ async fn a_large_api_request_passes_in_one_piece() {
         method: "POST".to_owned(),
         path: "/v1/tasks".to_owned(),
         body: vec![7; 900_000].into(),
+        by: String::new(),
     };
     a.send(b.id(), request.clone()).await.unwrap();
     assert_eq!(b.hear_at(Desk::Admin, 1).await, [request.into()]);

@@ -1,5 +1,9 @@
 //! A small HTTP/1.1 client: one connection per request, a deadline on everything that is not followed.
+//!
+//! A token is shown over TLS or on this machine alone, and comes from a file alone.
 
+use std::net::IpAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,8 +13,12 @@ use hyper::client::conn::http1;
 use hyper::{Method, Request, Response, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+use troupe_actors::admin::tls::ClientTls;
+
+use crate::security;
 
 /// A connection must be made within this.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -91,31 +99,82 @@ impl Failure {
 #[derive(Debug)]
 pub(super) struct Json(pub(super) Value);
 
+/// By what a node lets us in, and by what we know it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Pass {
+    token: Option<String>,
+    tls: Option<ClientTls>,
+}
+
+impl Pass {
+    /// From files: the token, and the certificates that a node's own is checked by (PEM).
+    pub(super) fn read(token: Option<&Path>, ca: Option<&Path>) -> Result<Self, Failure> {
+        let wrong = |flag: &str, file: &Path, why: String| {
+            Failure::Usage(format!("{flag} {}: {why}", file.display()))
+        };
+        let token = token.map(|file| {
+            let token = security::token(file);
+            token.map_err(|why| wrong("--token-file", file, why))
+        });
+        let tls = ca.map(|file| {
+            let pem = std::fs::read(file);
+            let pem = pem.map_err(|why| wrong("--ca", file, format!("cannot be read: {why}")))?;
+            ClientTls::new(&pem).map_err(|why| wrong("--ca", file, why.to_string()))
+        });
+        Ok(Self {
+            token: token.transpose()?,
+            tls: tls.transpose()?,
+        })
+    }
+}
+
+/// Bytes both ways, in the clear or not.
+trait Wire: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Wire for S {}
+
 /// A node's admin API.
+#[derive(Clone)]
 pub(super) struct Api {
     url: String,
     host: String,
     port: u16,
+    tls: Option<ClientTls>,
+    pass: Pass,
 }
 
 impl Api {
-    /// Of `http://host[:port]`; the scheme may be left out.
-    pub(super) fn new(url: &str) -> Result<Self, Failure> {
+    /// Of `http://host[:port]` or `https://…`; without a scheme it is the first.
+    pub(super) fn new(url: &str, pass: &Pass) -> Result<Self, Failure> {
         let wrong = |why: &str| Failure::Usage(format!("--api {url:?}: {why}"));
         let full = match url.contains("://") {
             true => url.to_owned(),
             false => format!("http://{url}"),
         };
         let uri: Uri = full.parse().map_err(|_| wrong("this is no URL"))?;
-        if uri.scheme_str() != Some("http") {
-            return Err(wrong("only http:// is spoken here"));
-        }
         let host = uri.host().filter(|host| !host.is_empty());
         let host = host.ok_or_else(|| wrong("it names no host"))?;
+        let host = host.trim_matches(['[', ']']).to_owned();
+        let here = host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback()) || host == "localhost";
+        let (tls, port) = match uri.scheme_str() {
+            Some("http") if pass.token.is_some() && !here => {
+                return Err(wrong("the token would travel in the clear: use https://"));
+            }
+            Some("http") => (None, 80),
+            Some("https") => (pass.tls.clone(), 443),
+            _ => return Err(wrong("only http:// and https:// are spoken here")),
+        };
+        if port == 443 && tls.is_none() {
+            return Err(wrong(
+                "https:// needs --ca FILE, the certificates that the node's is checked by; `troupe ca SECRET_FILE` makes it of the cluster's secret",
+            ));
+        }
         Ok(Self {
             url: full.trim_end_matches('/').to_owned(),
-            host: host.trim_matches(['[', ']']).to_owned(),
-            port: uri.port_u16().unwrap_or(80),
+            host,
+            port: uri.port_u16().unwrap_or(port),
+            tls,
+            pass: pass.clone(),
         })
     }
 
@@ -202,6 +261,9 @@ impl Api {
         };
         let mut request = Request::builder().method(method).uri(path);
         request = request.header("host", host).header("connection", "close");
+        if let Some(token) = &self.pass.token {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
         if !kind.is_empty() {
             request = request.header("content-type", kind);
         }
@@ -232,9 +294,9 @@ impl Api {
         answered.map_err(|why| self.nobody(why))
     }
 
-    /// The API of another node of this cluster.
+    /// The API of another node of this cluster, by the address it gives or by its URL.
     pub(super) fn at(&self, address: &str) -> Result<Self, Failure> {
-        Self::new(&format!("http://{address}"))
+        Self::new(address, &self.pass)
     }
 
     /// A connection that stays open: one request after the other.
@@ -254,6 +316,14 @@ impl Api {
             };
         // A request is one small write; it should not wait for more.
         stream.set_nodelay(true).ok();
+        let stream: Box<dyn Wire> = match &self.tls {
+            None => Box::new(stream),
+            Some(tls) => match timeout(CONNECT, tls.connect(&self.host, stream)).await {
+                Ok(Ok(stream)) => Box::new(stream),
+                Ok(Err(why)) => return Err(self.nobody(format!("TLS: {why}"))),
+                Err(_) => return Err(self.nobody(format!("no TLS handshake within {CONNECT:?}"))),
+            },
+        };
         let handshake = http1::handshake(TokioIo::new(stream)).await;
         let (sender, connection) = handshake.map_err(|why| self.nobody(why))?;
         // How the connection ends shows in the answer.
@@ -401,7 +471,11 @@ mod tests {
     /// Answers one request with these bytes.
     async fn canned(answer: &'static str) -> Api {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let api = Api::new(&listener.local_addr().unwrap().to_string()).unwrap();
+        let api = Api::new(
+            &listener.local_addr().unwrap().to_string(),
+            &Pass::default(),
+        )
+        .unwrap();
         tokio::spawn(async move {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut head = [0; 1024];
@@ -436,7 +510,11 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         drop(listener);
-        let failure = Api::new(&address).unwrap().get("/").await.unwrap_err();
+        let failure = Api::new(&address, &Pass::default())
+            .unwrap()
+            .get("/")
+            .await
+            .unwrap_err();
         assert_eq!(failure.code(), 69);
         assert!(failure.words().unwrap().contains("troupe dev"));
     }
@@ -458,11 +536,11 @@ mod tests {
             ("http://[::1]:22223", "::1", 22223),
             ("http://node-a", "node-a", 80),
         ] {
-            let api = Api::new(url).unwrap();
+            let api = Api::new(url, &Pass::default()).unwrap();
             assert_eq!((api.host.as_str(), api.port), (host, port), "{url}");
         }
         for url in ["https://a", "http://", "", "::::"] {
-            let failure = Api::new(url).err().unwrap();
+            let failure = Api::new(url, &Pass::default()).err().unwrap();
             assert_eq!(failure.code(), 2, "{url}");
         }
     }

@@ -20,7 +20,7 @@ use troupe_actors::transport::trust::Side;
 use troupe_actors::transport::{Network, TcpNetwork};
 use troupe_actors::wire::Hlc;
 
-use super::api::{Api, Failure};
+use super::api::{Api, Failure, Pass};
 use super::bench::{Load, histogram, round, run};
 use super::read;
 use super::say::Screen;
@@ -74,7 +74,7 @@ impl Cluster {
             .stderr(Stdio::inherit());
         let mut child = command.spawn().map_err(strange)?;
         let output = child.stdout.take();
-        let api = Api::new(&format!("http://127.0.0.1:{}", port + 1))?;
+        let api = Api::new(&format!("http://127.0.0.1:{}", port + 1), &Pass::default())?;
         let mut cluster = Self {
             child,
             api,

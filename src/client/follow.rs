@@ -66,7 +66,7 @@ async fn follow_all(api: &Api, screen: &Screen, path: &str) -> Result<(), Failur
     let mut places = Places::new(api.url());
     let mut tries = 0;
     loop {
-        let here = Api::new(places.current())?;
+        let here = api.at(places.current())?;
         // Nobody waits for the addresses: a node that dies meanwhile is found out by the stream.
         if let Ok(view) = here.get("/v1/members").await.and_then(read::<MembersView>) {
             places.learn(view.members.iter().map(|m| m.admin.as_str()));
@@ -130,7 +130,10 @@ impl Places {
     /// Members' addresses; the one that was given at first stays, and who left stays as long as there is room.
     fn learn<'a>(&mut self, admins: impl Iterator<Item = &'a str>) {
         for admin in admins.filter(|admin| !admin.is_empty()) {
-            let url = format!("http://{}", admin.trim_start_matches("http://"));
+            let url = match admin.contains("://") {
+                true => admin.to_owned(),
+                false => format!("http://{admin}"),
+            };
             if !self.known.contains(&url) && self.known.len() < MAX_PLACES {
                 self.known.push(url);
             }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -12,7 +13,7 @@ use tokio::time::{Instant, sleep};
 use troupe_actors::id::TaskId;
 use troupe_actors::master::TaskView;
 
-use super::api::{Api, Failure, query, segment};
+use super::api::{Api, Failure, Pass, query, segment};
 use super::tasks::{MARGIN, ROUND};
 
 /// Between two tries, when nobody said how long.
@@ -165,7 +166,22 @@ impl Client {
     /// # Errors
     /// None, or one that is no URL.
     pub fn new<U: AsRef<str>>(urls: impl IntoIterator<Item = U>) -> Result<Self, ClientError> {
-        let nodes = urls.into_iter().map(|url| Api::new(url.as_ref()));
+        Self::with_files(urls, None, None)
+    }
+
+    /// As [`Client::new`], with the file of a token, and one with the certificates (PEM) that those of `https://` nodes are
+    /// checked by.
+    ///
+    /// # Errors
+    /// The same, and a file that cannot be used.
+    pub fn with_files<U: AsRef<str>>(
+        urls: impl IntoIterator<Item = U>,
+        token: Option<&Path>,
+        ca: Option<&Path>,
+    ) -> Result<Self, ClientError> {
+        let pass = Pass::read(token, ca).map_err(said)?;
+        let nodes = urls.into_iter();
+        let nodes = nodes.map(|url| Api::new(url.as_ref(), &pass));
         let nodes: Vec<Api> = nodes.collect::<Result<_, _>>().map_err(said)?;
         if nodes.is_empty() {
             return Err(ClientError::Usage("no node is named".to_owned()));

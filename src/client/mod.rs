@@ -26,15 +26,17 @@ use serde_json::json;
 use troupe_actors::admin::{ActorsView, KilledView, MasterView, MembersView, StatusView};
 use troupe_actors::discovery::NewMaster;
 
-use self::api::{Api, Failure, Json, query, segment};
+use self::api::{Api, Failure, Json, Pass, query, segment};
 pub use self::handle::{Client, ClientError, Task};
 use self::say::Screen;
 pub use self::say::say;
-use crate::cli::{Command, ConfigCommand, How, RegistryCommand, TasksCommand};
+use crate::cli::{Command, ConfigCommand, How, RegistryCommand, Target, TasksCommand};
 
-/// Does a command against the node at `api`; answers the exit code.
-pub async fn run(api: &str, json: bool, command: Command) -> u8 {
-    let outcome = match Api::new(api) {
+/// Does a command against the node at this URL; answers the exit code.
+pub async fn run(target: &Target, json: bool, command: Command) -> u8 {
+    let pass = Pass::read(target.token_file.as_deref(), target.ca.as_deref());
+    let api = pass.and_then(|pass| Api::new(&target.api, &pass));
+    let outcome = match api {
         Ok(api) => dispatch(&api, &Screen::new(json), command).await,
         Err(failure) => Err(failure),
     };
@@ -116,7 +118,15 @@ async fn dispatch(api: &Api, screen: &Screen, command: Command) -> Result<(), Fa
         Command::Registry(RegistryCommand::Ls { prefix }) => {
             registry::list(api, screen, &prefix).await
         }
-        Command::Registry(RegistryCommand::Copy { from, to, cluster }) => {
+        Command::Registry(RegistryCommand::Copy {
+            from,
+            to,
+            cluster,
+            from_access,
+            to_access,
+        }) => {
+            let from = registry::Place::new("--from", &from, &from_access)?;
+            let to = registry::Place::new("--to", &to, &to_access)?;
             registry::copy(screen, &from, &to, &cluster).await
         }
         Command::Registry(RegistryCommand::Get { prefix }) => {
@@ -131,6 +141,7 @@ async fn dispatch(api: &Api, screen: &Screen, command: Command) -> Result<(), Fa
         | Command::Registry(RegistryCommand::Serve { .. })
         | Command::Config { .. }
         | Command::Keygen { .. }
+        | Command::Ca { .. }
         | Command::Version
         | Command::Completions { .. }
         | Command::Man { .. } => Err(Failure::Usage(

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use tokio::time::sleep;
+use toml::Value;
 use troupe_actors::admin::RegistryView;
 use troupe_actors::registry::copy;
 use troupe_actors::registry::etcd::EtcdBackend;
@@ -14,7 +15,12 @@ use troupe_actors::registry::{KeyView, Timeouts};
 use super::api::{Api, Failure, Json, query};
 use super::say::{Screen, complain};
 use super::{read, show};
+use crate::cli::pair;
+use crate::config::{self, Told};
+use crate::security;
 
+/// Settings of `[registry]` by which a registry lets somebody in.
+const ACCESS: [&str; 5] = ["ca_file", "cert_file", "key_file", "user", "password_file"];
 /// Pause between two looks of `watch`.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -60,19 +66,48 @@ pub(super) async fn watch(api: &Api, screen: &Screen, prefix: &str) -> Result<()
     }
 }
 
+/// A registry that is named on the command line.
+pub(super) struct Place(EtcdBackend);
+
+impl Place {
+    /// At this URL, which lets us in by these settings of `[registry]`.
+    pub(super) fn new(flag: &str, url: &str, access: &[String]) -> Result<Self, Failure> {
+        let wrong = |why: String| Failure::Usage(format!("{flag} {url:?}: {why}"));
+        let mut told = Told {
+            file: Some("/dev/null".into()),
+            ..Told::default()
+        };
+        let endpoints = (
+            "registry.endpoints".to_owned(),
+            Value::String(url.to_owned()),
+        );
+        told.values
+            .push((endpoints.0, endpoints.1, flag.to_owned()));
+        for set in access {
+            let (key, value) = pair(set).map_err(wrong)?;
+            if !ACCESS.contains(&key.as_str()) {
+                return Err(wrong(format!("{key:?} is none of {}", ACCESS.join(", "))));
+            }
+            let (key, value) = (format!("registry.{key}"), Value::String(value));
+            told.values.push((key, value, format!("{flag}-access")));
+        }
+        let config = config::load(&told, std::iter::empty());
+        let config = config.map_err(|why| wrong(why.to_string()))?;
+        let access = security::registry_access(&config).map_err(wrong)?;
+        let endpoints = config.registry.endpoints;
+        let backend = EtcdBackend::with_access(endpoints, Timeouts::default(), access);
+        backend.map(Self).map_err(|why| wrong(why.to_string()))
+    }
+}
+
 /// `troupe registry copy`.
 pub(super) async fn copy(
     screen: &Screen,
-    from: &str,
-    to: &str,
+    from: &Place,
+    to: &Place,
     cluster: &str,
 ) -> Result<(), Failure> {
-    let backend = |flag: &str, url: &str| {
-        let backend = EtcdBackend::new(vec![url.to_owned()], Timeouts::default());
-        backend.map_err(|why| Failure::Usage(format!("{flag} {url:?}: {why}")))
-    };
-    let (source, target) = (backend("--from", from)?, backend("--to", to)?);
-    let copied = copy::copy(&Keys::new(cluster), &source, &target).await;
+    let copied = copy::copy(&Keys::new(cluster), &from.0, &to.0).await;
     let copied = copied.map_err(|why| {
         complain(&why.to_string());
         Failure::Failed

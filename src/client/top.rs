@@ -57,7 +57,7 @@ pub(super) async fn top(api: &Api, screen: &Screen, once: bool) -> Result<(), Fa
     if once || !std::io::stdout().is_terminal() {
         return screen.line(&drawn(&seen, 120, 30));
     }
-    let (keys, records) = (keys(), records(api.url()));
+    let (keys, records) = (keys(), records(api));
     // Restores the terminal on a panic, too.
     let mut terminal = ratatui::init();
     let outcome = run(api, &mut terminal, &mut seen, keys, records).await;
@@ -144,15 +144,14 @@ fn leaves(event: &Event) -> bool {
 }
 
 /// Named records of all nodes as they come; opened again for as long as somebody listens.
-fn records(url: &str) -> Receiver<String> {
+fn records(api: &Api) -> Receiver<String> {
     let (tell, told) = channel(RECORDS);
-    let url = url.to_owned();
+    let api = api.clone();
     tokio::spawn(async move {
         let mut limit = "30";
         while !tell.is_closed() {
-            if let Ok(api) = Api::new(&url)
-                && let Ok(mut lines) = api.lines(&format!("/v1/events?node=*&limit={limit}")).await
-            {
+            let path = format!("/v1/events?node=*&limit={limit}");
+            if let Ok(mut lines) = api.lines(&path).await {
                 while let Some(Value::Object(fields)) = lines.next().await {
                     if tell.send(line(fields)).await.is_err() {
                         return;

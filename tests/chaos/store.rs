@@ -8,6 +8,7 @@ use rustix::process::Signal;
 
 use crate::schedule::Registry;
 use crate::support::net::Net;
+use crate::support::secure::{SECURE, certificates};
 use crate::support::{LONG, Process, TROUPE, clean_env, free_port, inside};
 
 /// Room for what a round writes. etcd takes 64 MB for each of two segments of its log in advance.
@@ -17,6 +18,8 @@ const SMALL_EMBEDDED: &str = "size=12m";
 pub struct Store {
     pub kind: Registry,
     members: Vec<Member>,
+    /// Of the embedded one beyond loopback, where it serves over TLS alone.
+    certificates: Option<tempfile::TempDir>,
 }
 
 /// Dropped in this order: the process, its disk, the folder that the disk is mounted on.
@@ -65,8 +68,17 @@ impl Store {
                 frozen: 0,
             }
         };
-        let members = (0..kind.size()).map(member).collect();
-        let mut store = Self { kind, members };
+        let members: Vec<Member> = (0..kind.size()).map(member).collect();
+        let certificates = (kind == Registry::Disk && net.is_some()).then(|| {
+            let dir = tempfile::tempdir().unwrap();
+            certificates(dir.path(), &[&members[0].ip]);
+            dir
+        });
+        let mut store = Self {
+            kind,
+            members,
+            certificates,
+        };
         for n in 0..store.members.len() {
             store.start_member(n);
         }
@@ -77,7 +89,24 @@ impl Store {
     /// What the nodes are told.
     pub fn endpoints(&self) -> String {
         let urls: Vec<String> = self.members.iter().map(Member::client_url).collect();
-        urls.join(",")
+        match self.certificates {
+            Some(_) => urls.join(",").replace("http://", SECURE),
+            None => urls.join(","),
+        }
+    }
+
+    /// How the nodes are let in, `key=value`.
+    pub fn access(&self) -> Vec<String> {
+        let dir = self.certificates.iter();
+        let of = |dir: &tempfile::TempDir| {
+            let files = [
+                ("ca_file", "ca.pem"),
+                ("cert_file", "client.pem"),
+                ("key_file", "client.key"),
+            ];
+            files.map(|(key, file)| format!("registry.{key}={}", dir.path().join(file).display()))
+        };
+        dir.flat_map(of).collect()
     }
 
     pub fn addresses(&self) -> Vec<String> {
@@ -95,7 +124,7 @@ impl Store {
             return;
         }
         let mut command = match self.kind {
-            Registry::Disk => self.members[n].embedded(),
+            Registry::Disk => self.embedded(n),
             Registry::Etcd | Registry::ThreeEtcds => self.etcd(n),
         };
         clean_env(&mut command);
@@ -163,6 +192,24 @@ impl Store {
         }
     }
 
+    fn embedded(&self, n: usize) -> Command {
+        let member = &self.members[n];
+        let mut command = inside(member.netns.as_deref(), TROUPE);
+        let listen = format!("{}:{}", member.ip, member.port);
+        command.args(["registry", "serve", "--listen", &listen, "--data-dir"]);
+        command.arg(member.dir.path());
+        if let Some(dir) = &self.certificates {
+            for (flag, file) in [
+                ("--cert", "server.pem"),
+                ("--key", "server.key"),
+                ("--client-ca", "ca.pem"),
+            ] {
+                command.arg(flag).arg(dir.path().join(file));
+            }
+        }
+        command
+    }
+
     fn etcd(&self, n: usize) -> Command {
         let member = &self.members[n];
         let peers = self.members.iter().enumerate();
@@ -194,14 +241,6 @@ impl Member {
 
     fn peer_url(&self) -> String {
         format!("http://{}:{}", self.ip, self.peer_port)
-    }
-
-    fn embedded(&self) -> Command {
-        let mut command = inside(self.netns.as_deref(), TROUPE);
-        let listen = format!("{}:{}", self.ip, self.port);
-        command.args(["registry", "serve", "--listen", &listen, "--data-dir"]);
-        command.arg(self.dir.path());
-        command
     }
 }
 

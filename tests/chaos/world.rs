@@ -11,6 +11,7 @@ use troupe_actors::testkit::trace::Record;
 use crate::schedule::{Means, Plan};
 use crate::store::Store;
 use crate::support::net::Net;
+use crate::support::secure::{SECURE, token_file};
 use crate::support::{
     Process, TROUPE, clean_env, event, free_ports, inside, request_within, secret_file,
 };
@@ -99,13 +100,14 @@ impl World {
         let store = Store::start(plan.registry, net.as_ref(), plan.hosts, plan.small_disk);
         let clocks = tempfile::tempdir().unwrap();
         let endpoints = store.endpoints();
+        let settings = [store.access(), fashion.settings.clone()].concat();
         let host = |n: usize| {
             let ip = net.as_ref().map_or("127.0.0.1".to_owned(), |_| Net::ip(n));
             let port = net.as_ref().map_or_else(|| free_ports(2), |_| 22222);
             let name = format!("n{n}");
             let clock = plan.clocks.contains(&n).then(|| clocks.path().join(&name));
             Host {
-                args: arguments(&name, &ip, port, &endpoints, &fashion.settings),
+                args: arguments(&name, &ip, port, &endpoints, &settings),
                 nice: fashion.nice,
                 name,
                 ip,
@@ -419,6 +421,10 @@ fn arguments(name: &str, ip: &str, port: u16, endpoints: &str, more: &[String]) 
     args.extend(["--log-format".to_owned(), "json".to_owned()]);
     let secret = format!("security.secret_file={}", secret_file());
     args.extend(["--set".to_owned(), secret]);
+    if !ip.starts_with("127.") {
+        let token = format!("admin.token_file={}", token_file());
+        args.extend(["--set".to_owned(), token]);
+    }
     let settings = SETTINGS.map(str::to_owned);
     for setting in settings.iter().chain(more) {
         args.extend(["--set".to_owned(), setting.clone()]);
@@ -427,8 +433,10 @@ fn arguments(name: &str, ip: &str, port: u16, endpoints: &str, more: &[String]) 
 }
 
 impl Host {
+    /// Beyond loopback the API is asked over TLS, with the token.
     pub fn admin(&self) -> String {
-        format!("{}:{}", self.ip, self.port + 1)
+        let tls = if self.netns.is_some() { SECURE } else { "" };
+        format!("{tls}{}:{}", self.ip, self.port + 1)
     }
 
     pub fn get(&self, path: &str) -> Option<(u16, Value)> {

@@ -6,6 +6,7 @@
 
 pub mod load;
 pub mod net;
+pub mod secure;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -326,7 +327,6 @@ pub struct Node {
     pub name: String,
     /// Port between nodes; the admin API is on the next.
     pub port: u16,
-    ip: String,
     netns: Option<String>,
     args: Vec<String>,
 }
@@ -376,8 +376,28 @@ impl Node {
         Self::start_in(None, "127.0.0.1", name, registry, port, more)
     }
 
-    /// Starts a node inside a network namespace.
+    /// Starts a node inside a network namespace. Its admin API is on loopback there.
     pub fn start_in(
+        netns: Option<String>,
+        ip: &str,
+        name: &str,
+        registry: &str,
+        port: u16,
+        more: &[&str],
+    ) -> Self {
+        let admin = format!("127.0.0.1:{}", port + 1);
+        Self::start_admin(
+            netns,
+            ip,
+            name,
+            registry,
+            port,
+            &[&["--admin", &admin], more].concat(),
+        )
+    }
+
+    /// Starts a node whose arguments say where its admin API is.
+    pub fn start_admin(
         netns: Option<String>,
         ip: &str,
         name: &str,
@@ -391,8 +411,6 @@ impl Node {
             registry.to_owned(),
             "--bind".to_owned(),
             format!("{ip}:{port}"),
-            "--admin".to_owned(),
-            format!("{ip}:{}", port + 1),
             "--log-format".to_owned(),
             "json".to_owned(),
         ];
@@ -413,7 +431,6 @@ impl Node {
             process,
             name: name.to_owned(),
             port,
-            ip: ip.to_owned(),
             netns,
             args,
         }
@@ -439,7 +456,7 @@ impl Node {
 
     /// Its admin API.
     pub fn admin(&self) -> String {
-        format!("{}:{}", self.ip, self.port + 1)
+        format!("127.0.0.1:{}", self.port + 1)
     }
 
     /// Waits for an event from `mark` on.
@@ -595,17 +612,23 @@ pub fn request_within(
     (method, path): (&str, &str),
     (kind, body): (&str, &str),
 ) -> Option<(u16, Value)> {
+    let (secure, address) = match address.strip_prefix(secure::SECURE) {
+        Some(address) => (true, address),
+        None => (false, address),
+    };
     let address: SocketAddr = address.parse().ok()?;
     let connect = silence.min(Duration::from_secs(1));
-    let mut stream = TcpStream::connect_timeout(&address, connect).ok()?;
+    let stream = TcpStream::connect_timeout(&address, connect).ok()?;
     stream.set_read_timeout(Some(silence)).ok()?;
-    let head = format!(
-        "{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\ncontent-type: {kind}\r\ncontent-length: {}\r\n\r\n{body}",
+    let told = if secure { secure::bearer() } else { "" };
+    let said = format!(
+        "{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n{told}content-type: {kind}\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
     );
-    stream.write_all(head.as_bytes()).ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).ok()?;
+    let answer = match secure {
+        true => converse(secure::over_tls(address, stream)?, &said)?,
+        false => converse(stream, &said)?,
+    };
     let (head, body) = answer.split_once("\r\n\r\n")?;
     let status = head.split_whitespace().nth(1)?.parse().ok()?;
     let body = if head.to_lowercase().contains("transfer-encoding: chunked") {
@@ -615,6 +638,13 @@ pub fn request_within(
     };
     let value = serde_json::from_str(&body).unwrap_or(Value::String(body));
     Some((status, value))
+}
+
+fn converse(mut stream: impl Read + Write, said: &str) -> Option<String> {
+    stream.write_all(said.as_bytes()).ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    Some(answer)
 }
 
 fn unchunk(mut body: &str) -> String {

@@ -26,6 +26,7 @@ pub(crate) struct Facts<'a> {
     pub(crate) started_ms: u64,
     pub(crate) followers: usize,
     pub(crate) log_records: u64,
+    pub(crate) refused: BTreeMap<&'static str, u64>,
 }
 
 /// The page.
@@ -47,6 +48,12 @@ pub(crate) fn render(facts: &Facts<'_>) -> String {
         of_the_registry(&mut page, registry);
     }
     of_the_process(&mut page, facts);
+    let name = "troupe_admin_refused_total";
+    let help = "Requests that were refused or cut off at the door of the API, by reason.";
+    page.family(name, "counter", help);
+    for (reason, count) in &facts.refused {
+        page.sample(name, &[("reason", reason)], count);
+    }
     page.text
 }
 

@@ -8,6 +8,9 @@
 //!
 //! | file | what it decides |
 //! |---|---|
+//! | `access` ● | who may ask for what: tokens, hosts, pages of other sites |
+//! | `audit` | who asked for what, and what was refused |
+//! | `tls` | the certificate, and whose it is |
 //! | `process` ⇄ | what the kernel says of this process |
 //! | `picture` ● | since when a member or a master is as it is |
 //! | `office` | what handlers share: the picture, questions with a deadline, who a request belongs to |
@@ -17,6 +20,7 @@
 //! | `why` ● | what the recorded decisions say of a node or the master, in words |
 //! | `routes/` | one file per group of routes |
 //! | `serve` ⇄ | connections: bounded in number and in patience |
+//! | `patient` ⇄ | a connection whose writes must get on |
 //! | `actor` ▶ | AdminActor |
 
 use std::collections::BTreeMap;
@@ -43,20 +47,26 @@ use crate::registry::{AskRegistry, KeyView, ListKeys, RegistrySnapshot};
 use crate::transport;
 use crate::worker::AskWorker;
 
+pub(crate) mod access;
 mod actor;
+mod audit;
 mod follow;
 mod gazette;
 mod metrics;
 mod office;
+mod patient;
 mod picture;
 mod process;
 mod relay;
 mod reply;
 pub mod routes;
 mod serve;
+pub mod tls;
 mod why;
 
+pub use access::{Access, NoToken, Token, Who};
 pub use actor::AdminActor;
+pub use audit::Audit;
 pub use office::{Life, Office};
 pub use process::ProcessView;
 
@@ -73,10 +83,16 @@ pub struct AdminSettings {
     pub step_down_timeout: Duration,
     /// Longest `?wait=` of a task or of events.
     pub max_wait: Duration,
-    /// A request's head must arrive within this, also on an idle kept-alive connection.
+    /// A TLS handshake and a request's head must be done within this; also how long a kept-alive connection may idle.
     pub header_timeout: Duration,
     /// A request's body must arrive within this.
     pub body_timeout: Duration,
+    /// A connection whose answer is not taken in for this long is cut.
+    pub write_timeout: Duration,
+    /// Connections of one address at one time, loopback excepted; further ones are closed at once.
+    pub max_per_address: usize,
+    /// Headers of one request.
+    pub max_headers: usize,
     /// Connections at one time; beyond, new ones wait in the listener's backlog.
     pub max_connections: usize,
     /// Largest body of a request, bytes.
@@ -103,6 +119,9 @@ impl Default for AdminSettings {
             max_wait: Duration::from_secs(60),
             header_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(10),
+            write_timeout: Duration::from_secs(30),
+            max_per_address: 64,
+            max_headers: 64,
             max_connections: 512,
             max_body: 4 * 1024 * 1024,
             max_uploads: 16,
@@ -185,6 +204,12 @@ pub struct AdminSeed {
     pub drained: DrainOutcome,
     /// Its settings.
     pub config: Arc<dyn Settings>,
+    /// Who is let in.
+    pub access: Access,
+    /// Who asked for what; goes on over the lives of the actor.
+    pub audit: Audit,
+    /// The certificate; without one the API is in the clear.
+    pub tls: Option<Arc<tls::ServerTls>>,
     /// MasterActor: counts.
     pub ask_master: Recipient<AskMaster>,
     /// MasterActor: tasks.

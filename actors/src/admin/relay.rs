@@ -10,6 +10,7 @@ use actix::Recipient;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
+use super::audit::caller;
 use crate::id::NodeId;
 use crate::transport::{Send, SendError};
 use crate::wire::{ApiRequest, ApiResponse};
@@ -115,6 +116,7 @@ impl Relay {
             method: call.method.to_owned(),
             path: call.path,
             body: call.body,
+            by: caller().to_wire(),
         };
         let exchange = async {
             let message = request.into();

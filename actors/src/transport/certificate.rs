@@ -97,7 +97,8 @@ impl Secret {
         self.0.iter().map(|b| format!("{b:02x}")).collect()
     }
 
-    fn authority(
+    /// The authority of the cluster of this name.
+    pub(crate) fn authority(
         &self,
         cluster: &str,
     ) -> Result<(Issuer<'static, KeyPair>, rcgen::Certificate), TlsError> {

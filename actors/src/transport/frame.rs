@@ -219,6 +219,7 @@ mod tests {
                     method: "GET".to_owned(),
                     path,
                     body: body.into(),
+                    by: String::new(),
                 })
             }),
             any::<u16>().prop_map(|kind| Message::from(Unknown { kind })),
@@ -348,6 +349,7 @@ mod tests {
             method: String::new(),
             path: String::new(),
             body: vec![0; MAX].into(),
+            by: String::new(),
         };
         let refused = encode(&Header::default(), &large.into(), MAX);
         assert!(matches!(

@@ -38,6 +38,7 @@ fn all() -> Seeds {
     values(&mut seeds);
     requests(&mut seeds);
     http(&mut seeds);
+    access(&mut seeds);
     tasks(&mut seeds);
     queries(&mut seeds);
     let secret = "0123456789abcdef".repeat(4);
@@ -337,6 +338,33 @@ fn http(seeds: &mut Seeds) {
     ];
     for (name, text) in list {
         seeds.push(("http", name.to_owned(), text.into()));
+    }
+}
+
+fn access(seeds: &mut Seeds) {
+    let operator = "Bearer operator-operator-operator-operator";
+    let reader = "bearer reader-reader-reader-reader-reader-";
+    let list = [
+        ("probe", "\x00/livez\nevil.example".to_owned()),
+        ("page", "\x00/app.js\na:22223".to_owned()),
+        ("read", format!("\x00/v1/status\n[::1]:22223\n\n\n{reader}")),
+        (
+            "change",
+            format!("\x01/v1/members/a/drain\na.:22223\nhttps://a.:22223\nsame-origin\n{operator}"),
+        ),
+        ("reader", format!("\x01/v1/tasks\n10.0.0.7\n\n\n{reader}")),
+        (
+            "elsewhere",
+            format!("\x01/v1/tasks\nlocalhost\nhttps://evil.example\ncross-site\n{operator}"),
+        ),
+        (
+            "rebound",
+            format!("\x00/v1/status\nevil.example\n\n\n{operator}"),
+        ),
+        ("basic", "\x00/metrics\na\n\n\nBasic b3A6b3A=".to_owned()),
+    ];
+    for (name, text) in list {
+        seeds.push(("access", name.to_owned(), text.into()));
     }
 }
 

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::{Finding, bad, good};
-use crate::client::api::Api;
+use crate::client::api::{Api, Pass};
 
 /// This much of the quota in use is too much.
 const FULL: f64 = 0.8;
@@ -22,7 +22,7 @@ pub(super) struct Health {
 
 /// Asks an endpoint; `None` when it cannot be read from here: another machine's loopback, TLS, a user.
 pub(super) async fn ask(endpoint: &str) -> Option<Health> {
-    let api = Api::new(endpoint).ok()?;
+    let api = Api::new(endpoint, &Pass::default()).ok()?;
     let alarms = api.post("/v3/maintenance/alarm", r#"{"action":"GET"}"#.to_owned());
     let alarms = alarms.await.ok().map(|answer| alarms_in(&answer.0));
     let status = api.post("/v3/maintenance/status", "{}".to_owned()).await;

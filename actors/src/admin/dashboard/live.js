@@ -1,7 +1,7 @@
-// What is known of the cluster, kept up to date: the records of all nodes by Server-Sent Events, and the pictures that those
+// What is known of the cluster, kept up to date: the records of all nodes as lines of JSON, and the pictures that those
 // records say have changed. Everything kept is bounded. When this node no longer answers, `contact` says since when.
 
-import { get, segment } from '/parts.js';
+import { ask, get, segment } from '/parts.js';
 
 const RECORDS = 3000;       // about the size of what the node itself keeps
 const FRAMES = 900;         // the recorded window of the time scrubber: half an hour at one every two seconds
@@ -24,7 +24,7 @@ export const master = (p = picture()) => p.members?.members.find((m) => m.master
 export const until = () => (state.at === null ? Infinity : state.frames[state.at]?.time ?? Infinity);
 
 const seen = new Set();
-let source;
+let newest = '';
 let asked = new Map();
 
 function later(name, after, ask) {
@@ -57,18 +57,35 @@ function take(fields) {
   later('records', 100, async () => {});
 }
 
-function follow() {
-  source?.close();
-  source = new EventSource('/v1/logs?node=*&limit=500');
-  source.onopen = () => { state.contact.stream = true; changed('contact'); };
-  source.onmessage = (message) => { try { take(JSON.parse(message.data)); } catch { /* Not ours. */ } };
-  source.addEventListener('lagged', (message) => take({ ...JSON.parse(message.data), notice: true, ts: new Date().toISOString(), level: 'warn', msg: 'records were missed' }));
-  source.onerror = () => {
-    state.contact.stream = false;
-    changed('contact');
-    // The browser tries again by itself unless the node refused; then it is for us.
-    if (source.readyState === EventSource.CLOSED) setTimeout(follow, 2000);
-  };
+async function lines() {
+  const after = newest ? `&after=${segment(newest)}` : '&limit=500';
+  const response = await ask(`/v1/logs?node=*${after}`, { headers: { accept: 'application/x-ndjson' } });
+  if (!response.ok) throw new Error(`status ${response.status}`);
+  state.contact.stream = true;
+  changed('contact');
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = '';
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    const whole = (rest + value).split('\n');
+    rest = whole.pop();
+    for (const line of whole.filter(Boolean)) {
+      try {
+        const fields = JSON.parse(line);
+        if (fields.hlc > newest) newest = fields.hlc;
+        take(fields.event === 'lagged' ? { ...fields, notice: true, ts: new Date().toISOString(), level: 'warn', msg: 'records were missed' } : fields);
+      } catch { /* Not ours. */ }
+    }
+  }
+}
+
+// A stream that ends, or is refused, is opened again; it goes on after the newest record.
+async function follow() {
+  try { await lines(); } catch { /* The next try says more. */ }
+  state.contact.stream = false;
+  changed('contact');
+  setTimeout(follow, 2000);
 }
 
 let before = null;

@@ -19,14 +19,47 @@ export function svg(tag, props = {}, ...children) {
   return el;
 }
 
+// The token stays in this tab, and is asked for when the node asks for one.
+const token = { get: () => sessionStorage.getItem('token'), asking: null };
+
+function askForToken(words) {
+  token.asking ??= new Promise((resolve) => {
+    const dialog = document.getElementById('login');
+    const field = document.getElementById('token');
+    document.getElementById('why').textContent = words;
+    dialog.addEventListener('close', () => {
+      if (field.value.trim()) sessionStorage.setItem('token', field.value.trim());
+      field.value = '';
+      token.asking = null;
+      resolve();
+    }, { once: true });
+    dialog.showModal();
+  });
+  return token.asking;
+}
+
+// A request with the token. What is refused for want of one is asked again once there is another.
+export async function ask(path, options = {}) {
+  for (;;) {
+    const shown = token.get();
+    const headers = { ...options.headers, ...(shown ? { authorization: `Bearer ${shown}` } : {}) };
+    const signal = options.within ? AbortSignal.timeout(options.within) : options.signal;
+    const response = await fetch(path, { ...options, headers, signal, cache: 'no-store' });
+    if (response.status !== 401) return response;
+    const refused = await response.json().catch(() => null);
+    // Another one may have been given meanwhile.
+    if (token.get() === shown) await askForToken(refused?.error?.message ?? 'This node asks for a token.');
+  }
+}
+
 // A request of this node; an error carries the node's own words.
 export async function api(method, path, body, within = 20000) {
-  const options = { method, cache: 'no-store', signal: AbortSignal.timeout(within) };
+  const options = { method, within };
   if (body !== undefined) {
     options.body = JSON.stringify(body);
     options.headers = { 'content-type': 'application/json' };
   }
-  const response = await fetch(path, options);
+  const response = await ask(path, options);
   const text = await response.text();
   let value = null;
   try { value = JSON.parse(text); } catch { /* An answer that is no JSON is told below. */ }

@@ -45,6 +45,8 @@ mod tests {
 
     use serde_json::Value;
 
+    use crate::admin::access::{Access, Asked, Token};
+
     const SCRIPTS: [(&str, &str); 6] = [
         ("app.js", include_str!("../dashboard/app.js")),
         ("live.js", include_str!("../dashboard/live.js")),
@@ -82,6 +84,32 @@ mod tests {
     #[test]
     fn the_description_has_every_route_with_its_methods_and_no_other() {
         assert_eq!(described(), routed());
+    }
+
+    #[test]
+    fn the_description_says_what_needs_a_token() {
+        let text = include_str!("../dashboard/openapi.json");
+        let doc: Value = serde_json::from_str(text).unwrap();
+        assert_eq!(
+            doc["components"]["securitySchemes"]["token"]["scheme"],
+            "bearer"
+        );
+        let access = Access {
+            operator: Token::parse(&"5f".repeat(32)).ok(),
+            ..Access::default()
+        };
+        for (path, item) in doc["paths"].as_object().unwrap() {
+            for (method, operation) in item.as_object().unwrap() {
+                let asked = Asked {
+                    path,
+                    safe: method == "get",
+                    ..Asked::default()
+                };
+                let open = access.judge(&asked).is_ok();
+                let said = operation["security"].as_array().is_some_and(Vec::is_empty);
+                assert_eq!(said, open, "{method} {path}");
+            }
+        }
     }
 
     /// `/v1/tasks/${…}/retry` and `/v1/tasks/{id}/retry` alike as `/v1/tasks/*/retry`.

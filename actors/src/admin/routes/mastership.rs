@@ -8,6 +8,7 @@ use axum::http::StatusCode;
 use serde_json::json;
 
 use super::{IsCarried, escape};
+use crate::admin::audit::caller;
 use crate::admin::office::{Intent, Office, Where, master_view, pass_on, read_json};
 use crate::admin::relay::Call;
 use crate::admin::reply::{Answer, ApiError, ok};
@@ -87,7 +88,8 @@ async fn hand_over(office: &Office, carried: bool, heir: Option<String>, path: S
             why: "an operator asked for it".to_owned(),
         };
         async move {
-            log::info!(target: "admin", event = "admin.step_down", heir = heir_or_any(&request); "an operator asks this master to step down");
+            let caller = caller();
+            log::info!(target: "admin", event = "admin.step_down", heir = heir_or_any(&request), by = caller.by.as_str(), from = caller.from.as_str(); "an operator asks this master to step down");
             let to = &office.seed.step_down;
             let outcome = office.ask_within(left, "discovery", to, request).await?;
             outcome.map_err(refusal).and_then(ok)

@@ -8,8 +8,8 @@ use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{FromRequestParts, Query, Request};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
-use axum::middleware::{Next, from_fn};
+use axum::http::{Method, StatusCode, Uri, header};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use futures_util::FutureExt;
@@ -18,12 +18,14 @@ use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 use tower::ServiceExt;
 
+use super::audit::{Caller, caller};
 use super::office::Office;
 use super::reply::ApiError;
 use crate::wire::{ApiRequest, ApiResponse};
 
 mod assets;
 mod cluster;
+mod guard;
 mod mastership;
 mod nodes;
 mod probes;
@@ -71,14 +73,14 @@ pub fn router(office: Arc<Office>) -> Router {
         .route("/v1/why/master", get(why::master))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
-        .with_state(office)
-        .layer(from_fn(same_origin))
+        .with_state(Arc::clone(&office))
         .layer(from_fn(contain_panics))
+        .layer(from_fn_with_state(office, guard::guard))
 }
 
-/// Marks a request that another node carried here: it is answered here or not at all.
-#[derive(Clone, Copy)]
-struct Carried;
+/// Marks a request that another node let in and carried here, with whoever asked it: it is answered here or not at all.
+#[derive(Clone)]
+struct Carried(Caller);
 
 /// Answers a request that another node carried here. Never fails: a refusal is an answer too.
 pub async fn answer_carried(office: &Office, router: Router, request: ApiRequest) -> ApiResponse {
@@ -107,7 +109,8 @@ fn rebuild(request: ApiRequest) -> Result<Request, ApiError> {
     let mut rebuilt = Request::new(Body::from(request.body));
     *rebuilt.method_mut() = method;
     *rebuilt.uri_mut() = uri;
-    rebuilt.extensions_mut().insert(Carried);
+    let caller = Caller::from_wire(&request.by);
+    rebuilt.extensions_mut().insert(Carried(caller));
     Ok(rebuilt)
 }
 
@@ -174,25 +177,34 @@ impl<T: DeserializeOwned, S: Sync> FromRequestParts<S> for Params<T> {
 /// Takes in a body: bounded in size, in time, and in how many at once.
 pub(crate) async fn take_body(office: &Office, body: Body) -> Result<Bytes, ApiError> {
     let settings = &office.seed.settings;
+    let from = caller().from;
+    let refuse = |reason, words: &str| office.seed.audit.refuse(reason, &from, words);
     let Ok(_permit) = office.uploads.try_acquire() else {
+        refuse("uploads", "too many bodies are taken in at once");
         return Err(ApiError::unavailable("busy", "too many uploads at once", 1));
     };
-    match timeout(settings.body_timeout, to_bytes(body, settings.max_body)).await {
-        Ok(Ok(bytes)) => Ok(bytes),
-        Ok(Err(_)) => Err(ApiError::new(
+    let error = match timeout(settings.body_timeout, to_bytes(body, settings.max_body)).await {
+        Ok(Ok(bytes)) => return Ok(bytes),
+        Ok(Err(_)) => ApiError::new(
             StatusCode::PAYLOAD_TOO_LARGE,
             "too_large",
             format!(
                 "the body is larger than {} bytes or broke off",
                 settings.max_body
             ),
-        )),
-        Err(_) => Err(ApiError::new(
+        ),
+        Err(_) => ApiError::new(
             StatusCode::REQUEST_TIMEOUT,
             "slow_body",
             format!("the body did not arrive within {:?}", settings.body_timeout),
-        )),
-    }
+        ),
+    };
+    let reason = match error.status {
+        StatusCode::REQUEST_TIMEOUT => "slow_body",
+        _ => "large_body",
+    };
+    refuse(reason, &error.message);
+    Err(error)
 }
 
 /// A parameter inside a path, so that no name can change its shape.
@@ -219,24 +231,6 @@ async fn no_route(uri: Uri) -> ApiError {
 async fn no_method(method: Method, uri: Uri) -> ApiError {
     let message = format!("{} does not take {method}", uri.path());
     ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "no_such_method", message)
-}
-
-/// A page of another site, open in the operator's browser, must not be able to act here.
-async fn same_origin(request: Request, next: Next) -> Response {
-    if request.method().is_safe() || from_here(request.headers()) {
-        return next.run(request).await;
-    }
-    let message = "this request comes from a page of another site";
-    ApiError::new(StatusCode::FORBIDDEN, "cross_origin", message).into_response()
-}
-
-fn from_here(headers: &HeaderMap) -> bool {
-    let text = |name| headers.get(name).map(|v| v.to_str().unwrap_or("?"));
-    match (text(header::ORIGIN), text(header::HOST)) {
-        (None, _) => true,
-        (Some(origin), Some(host)) => origin.split_once("://").is_some_and(|(_, o)| o == host),
-        (Some(_), None) => false,
-    }
 }
 
 /// A handler that panics costs its own request, nothing else.

@@ -15,6 +15,7 @@ use tokio::time::timeout;
 
 use super::tasks::parse_wait;
 use super::{AtNode, IsCarried, Params, escape, take_body};
+use crate::admin::audit::caller;
 use crate::admin::office::{Office, pass_on, unreachable};
 use crate::admin::relay::Call;
 use crate::admin::reply::{Answer, ApiError, ok};
@@ -132,7 +133,8 @@ fn kill_here(office: &Office, actor: &str, how: &str) -> Answer {
         let message = format!("no actor is called {actor}; there are {}", names.join(", "));
         return Err(ApiError::missing("no_such_actor", message).with("actors", json!(names)));
     }
-    log::warn!(target: "admin", event = "admin.kill", victim = actor, how = how; "an operator breaks an actor");
+    let caller = caller();
+    log::warn!(target: "admin", event = "admin.kill", victim = actor, how = how, by = caller.by.as_str(), from = caller.from.as_str(); "an operator breaks an actor");
     let refused = |why| ApiError::new(StatusCode::CONFLICT, "not_killed", why);
     office.seed.actors.kill(actor, how).map_err(refused)?;
     ok(KilledView {
@@ -161,7 +163,8 @@ pub(super) async fn drain(
         Call::post(format!("/v1/members/{id}/drain?wait={wait}ms"), "")
     };
     let local = async {
-        log::info!(target: "admin", event = "admin.drain"; "an operator drains this node");
+        let caller = caller();
+        log::info!(target: "admin", event = "admin.drain", by = caller.by.as_str(), from = caller.from.as_str(); "an operator drains this node");
         // Before it begins, so that it is waited with the receipt until we have read it.
         let mut drained = office.seed.drained.clone();
         (office.seed.drain)();
@@ -211,7 +214,8 @@ pub(super) async fn set_config(
     let call = |id: NodeId| Call::post(format!("/v1/config?node={id}"), body.clone());
     let local = async {
         let keys: Vec<_> = values.keys().map(String::as_str).collect();
-        log::info!(target: "admin", event = "admin.set", keys = keys.join(","); "an operator changes settings of this node");
+        let caller = caller();
+        log::info!(target: "admin", event = "admin.set", keys = keys.join(","), by = caller.by.as_str(), from = caller.from.as_str(); "an operator changes settings of this node");
         changed(office.seed.config.set(values.clone()).await)
     };
     office
@@ -227,7 +231,8 @@ pub(super) async fn reload_config(
 ) -> Answer {
     let call = |id: NodeId| Call::post(format!("/v1/config/reload?node={id}"), "");
     let local = async {
-        log::info!(target: "admin", event = "admin.reload"; "an operator has this node read its configuration again");
+        let caller = caller();
+        log::info!(target: "admin", event = "admin.reload", by = caller.by.as_str(), from = caller.from.as_str(); "an operator has this node read its configuration again");
         changed(office.seed.config.reload().await)
     };
     office

@@ -80,6 +80,7 @@ pub(super) async fn metrics(State(office): State<Arc<Office>>) -> Response {
         started_ms: seed.started_at,
         followers: office.following(),
         log_records: seed.events.newest(),
+        refused: seed.audit.refused(),
     });
     let kind = "text/plain; version=0.0.4; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], text).into_response()

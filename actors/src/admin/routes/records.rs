@@ -25,6 +25,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::nodes::of_all;
 use super::{IsCarried, Params, escape};
 use crate::admin::RecordsView;
+use crate::admin::audit::caller;
 use crate::admin::follow::{self, Filter, Format};
 use crate::admin::gazette;
 use crate::admin::office::{Office, Where, read_json, unreachable};
@@ -110,8 +111,7 @@ async fn records(
         };
         return if lines { as_lines(&view) } else { ok(view) };
     }
-    let permit = Arc::clone(&office.followers).try_acquire_owned();
-    let permit = permit.map_err(|_| ApiError::unavailable("busy", "too many followers", 5))?;
+    let permit = enter(&office)?;
     let body = match place {
         Where::Here => {
             let tail = wanted.limit.unwrap_or(usize::MAX);
@@ -131,6 +131,16 @@ async fn records(
     Ok(streaming(format, body))
 }
 
+/// One of the places for followers.
+fn enter(office: &Office) -> Result<OwnedSemaphorePermit, ApiError> {
+    let permit = Arc::clone(&office.followers).try_acquire_owned();
+    permit.map_err(|_| {
+        let words = "too many followers";
+        office.seed.audit.refuse("followers", &caller().from, words);
+        ApiError::unavailable("busy", words, 5)
+    })
+}
+
 /// The stream of all members.
 async fn of_the_cluster(
     office: Arc<Office>,
@@ -139,8 +149,7 @@ async fn of_the_cluster(
     filter: Filter,
     format: Format,
 ) -> Answer {
-    let permit = Arc::clone(&office.followers).try_acquire_owned();
-    let permit = permit.map_err(|_| ApiError::unavailable("busy", "too many followers", 5))?;
+    let permit = enter(&office)?;
     let all = |since| Wanted {
         since,
         limit: Some(DEFAULT_LIMIT),

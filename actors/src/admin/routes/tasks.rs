@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::{IsCarried, Params, escape, take_body};
+use crate::admin::audit::Submits;
 use crate::admin::office::{Intent, Office, pass_on};
 use crate::admin::relay::Call;
 use crate::admin::reply::{Answer, ApiError, ok};
@@ -38,6 +39,12 @@ const MAX_DELAY: Duration = Duration::from_secs(365 * 24 * 3600);
 pub(super) const NDJSON: &str = "application/x-ndjson";
 /// Tasks in one body; keeps the answer in proportion to the body limit.
 const MAX_LINES: usize = 20_000;
+/// Bytes of one line: the largest input, with room for all else.
+const MAX_LINE: usize = MAX_PAYLOAD + 64 * 1024;
+/// Brackets within brackets of an input: what every reader of JSON bears (`serde_json` stops at 128).
+const MAX_DEPTH: usize = 100;
+/// Entries of `meta` and of `require`.
+const MAX_LABELS: usize = 64;
 /// Tasks given to the master at once…
 const BATCH: usize = 512;
 /// …and their bytes: a batch must fit into a frame.
@@ -105,6 +112,14 @@ impl Serialize for Span {
 
 impl TaskBody {
     fn parse(json: &[u8], (parent, state): Context<'_>) -> Result<Self, ApiError> {
+        if json.len() > MAX_LINE {
+            let message = format!(
+                "a task has {} bytes; at most {MAX_LINE} are allowed",
+                json.len()
+            );
+            let status = StatusCode::PAYLOAD_TOO_LARGE;
+            return Err(ApiError::new(status, "too_large", message));
+        }
         let mut task: Self = serde_json::from_slice(json).map_err(ApiError::bad)?;
         trace::adopt(&mut task.meta, parent, state);
         task.id
@@ -137,6 +152,18 @@ impl TaskBody {
                 "too_large",
                 message,
             ));
+        }
+        if self
+            .input
+            .as_ref()
+            .is_some_and(|i| depth(i.get()) > MAX_DEPTH)
+        {
+            let message = format!("the input is nested deeper than {MAX_DEPTH}");
+            return Err(ApiError::new(StatusCode::BAD_REQUEST, "too_deep", message));
+        }
+        if self.meta.len() > MAX_LABELS || self.require.len() > MAX_LABELS {
+            let message = format!("meta and require have at most {MAX_LABELS} entries");
+            return Err(ApiError::bad(message));
         }
         Ok(())
     }
@@ -172,6 +199,26 @@ impl TaskBody {
     }
 }
 
+/// How deep brackets stand within brackets.
+fn depth(json: &str) -> usize {
+    let (mut depth, mut deepest, mut quoted, mut escaped) = (0_usize, 0, false, false);
+    for byte in json.bytes() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = quoted,
+            b'"' => quoted = !quoted,
+            _ if quoted => {}
+            b'[' | b'{' => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b']' | b'}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    deepest
+}
+
 /// What became of one task.
 type Outcome = Result<Receipt, ApiError>;
 
@@ -201,13 +248,20 @@ pub(super) async fn submit(
                 .unwrap_or_else(|| Err(ApiError::not_master()))
         })
         .map_err(|error| task.named(error))?;
+    let submits = Submits {
+        accepted: 1,
+        refused: 0,
+        task: Some(receipt.id),
+    };
     let finished = !["queued", "leased"].contains(&receipt.state.as_str());
     let status = if finished && !wait.is_zero() {
         StatusCode::OK
     } else {
         StatusCode::ACCEPTED
     };
-    Ok((status, Json(receipt)).into_response())
+    let mut response = (status, Json(receipt)).into_response();
+    response.extensions_mut().insert(submits);
+    Ok(response)
 }
 
 async fn submit_lines(
@@ -256,7 +310,22 @@ async fn submit_lines(
     let in_order: Vec<Outcome> = in_order.collect();
     match refused_whole(&in_order) {
         Some(error) if !carried => Err(error),
-        _ => Ok(([(header::CONTENT_TYPE, NDJSON)], to_lines(&in_order)).into_response()),
+        _ => {
+            let lines = to_lines(&in_order);
+            let mut response = ([(header::CONTENT_TYPE, NDJSON)], lines).into_response();
+            response.extensions_mut().insert(sum(&in_order));
+            Ok(response)
+        }
+    }
+}
+
+fn sum(outcomes: &[Outcome]) -> Submits {
+    let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+    let accepted = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
+    Submits {
+        accepted: count(accepted),
+        refused: count(outcomes.len() - accepted),
+        task: None,
     }
 }
 

@@ -8,7 +8,8 @@
 //! What it promises: etcd's semantics of KV (multi-version), Lease and Watch, with etcd's codes and words; one writer at
 //! a time, so everything is linearizable; a lease never ends because the *server* slept. What it does **not**: survive
 //! its process unless it has a data directory (in memory it says so by a new cluster id and by revisions that start at unix
-//! microseconds, so they keep rising over restarts), replicate, authenticate. With a data directory (`disk`) every write is
+//! microseconds, so they keep rising over restarts), replicate, know users: whoever reaches it, or has a certificate of the
+//! authority that it asks for, may do everything. With a data directory (`disk`) every write is
 //! synced before it is answered or seen, and a restart is the same registry: same cluster id, same keys, leases begun anew.
 //!
 //! ```text
@@ -37,7 +38,9 @@ use etcd_client::proto::{
 use futures_util::Stream;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
+use tonic::transport::ServerTlsConfig;
 use tonic::transport::server::{Connected, Router, TcpIncoming};
+use tonic::transport::{Certificate, Identity};
 
 mod check;
 mod convert;
@@ -79,6 +82,8 @@ const GRPC_OVERHEAD: usize = 512 << 10;
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// Clients have this long to take their leave when the server ends; a frozen one would keep it for ever.
 const GRACE: Duration = Duration::from_secs(2);
+/// A TLS handshake must be done within this.
+const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Calls under way on one connection.
 const STREAMS_PER_CONNECTION: u32 = 4096;
 
@@ -108,6 +113,16 @@ impl Config {
             limits: Limits::default(),
         }
     }
+}
+
+/// By what the server shows itself, and whom it lets in. PEM.
+pub struct Tls {
+    /// Its certificate, with those between it and the authority's.
+    pub certificate: Vec<u8>,
+    /// The key of it.
+    pub key: Vec<u8>,
+    /// The authority of those who may come in; without one everybody may.
+    pub client_authority: Option<Vec<u8>>,
 }
 
 /// An embedded registry that has its address but answers nobody yet.
@@ -165,6 +180,23 @@ impl Server {
             address,
             service: Service::new(config, Some(address)),
         })
+    }
+
+    /// The same, over TLS.
+    ///
+    /// # Errors
+    /// What cannot be used, in words.
+    pub fn over_tls(mut self, tls: Tls) -> Result<Self, String> {
+        let identity = Identity::from_pem(tls.certificate, tls.key);
+        let config = ServerTlsConfig::new().identity(identity).timeout(HANDSHAKE);
+        let config = match tls.client_authority {
+            Some(pem) => config.client_ca_root(Certificate::from_pem(pem)),
+            None => config,
+        };
+        let tried = tonic::transport::Server::builder().tls_config(config.clone());
+        tried.map_err(|why| in_full(&why))?;
+        self.service.tls = Some(config);
+        Ok(self)
     }
 
     /// Where it will answer.
@@ -229,6 +261,7 @@ impl Running {
 pub struct Service {
     shared: Arc<Shared>,
     address: Option<SocketAddr>,
+    tls: Option<ServerTlsConfig>,
 }
 
 impl Service {
@@ -240,6 +273,7 @@ impl Service {
         Self {
             shared: Arc::new(shared),
             address,
+            tls: None,
         }
     }
 
@@ -260,6 +294,7 @@ impl Service {
         Ok(Self {
             shared: Arc::new(shared),
             address,
+            tls: None,
         })
     }
 
@@ -275,6 +310,7 @@ impl Service {
         Self {
             shared: Arc::new(shared),
             address: None,
+            tls: None,
         }
     }
 
@@ -304,7 +340,7 @@ impl Service {
             shared.closed().await;
             tokio::time::sleep(GRACE).await;
         };
-        let router = self.router();
+        let router = self.router().map_err(io::Error::other)?;
         tokio::select! {
             biased;
             served = router.serve_with_incoming_shutdown(incoming, ending) => served.map_err(io::Error::other),
@@ -314,14 +350,18 @@ impl Service {
         }
     }
 
-    fn router(&self) -> Router {
+    fn router(&self) -> Result<Router, tonic::transport::Error> {
         let limit = convert::MAX_REQUEST_BYTES + GRPC_OVERHEAD;
         let shared = || Arc::clone(&self.shared);
         let status = || status::StatusService {
             shared: shared(),
             address: self.address,
         };
-        tonic::transport::Server::builder()
+        let mut server = tonic::transport::Server::builder();
+        if let Some(tls) = &self.tls {
+            server = server.tls_config(tls.clone())?;
+        }
+        Ok(server
             .max_concurrent_streams(STREAMS_PER_CONNECTION)
             .http2_keepalive_interval(Some(KEEP_ALIVE))
             .http2_keepalive_timeout(Some(KEEP_ALIVE))
@@ -329,8 +369,19 @@ impl Service {
             .add_service(PbLeaseServer::new(leases::LeaseService(shared())))
             .add_service(PbWatchServer::new(watch::WatchService(shared())))
             .add_service(PbMaintenanceServer::new(status()))
-            .add_service(PbClusterServer::new(status()))
+            .add_service(PbClusterServer::new(status())))
     }
+}
+
+/// tonic's errors say what happened only in their causes.
+fn in_full(why: &dyn std::error::Error) -> String {
+    let mut words = why.to_string();
+    let mut source = why.source();
+    while let Some(cause) = source {
+        words = format!("{words}: {cause}");
+        source = cause.source();
+    }
+    words
 }
 
 struct CloseOnDrop(Arc<Shared>);

@@ -23,8 +23,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 use tower::ServiceExt;
 
 use super::{epoch, on_runtime, parts};
+use crate::admin::access::Asked;
 use crate::admin::routes::{answer_carried, router};
-use crate::admin::{ActorView, Actors, AdminSeed, AdminSettings, Life, NoSettings, Office};
+use crate::admin::{
+    Access, ActorView, Actors, AdminSeed, AdminSettings, Life, NoSettings, Office, Token, Who,
+};
 use crate::cluster::{Cluster, Identity, Master, MasterRecord};
 use crate::discovery::{NewMaster, Reborn, StepDown, StepDownError};
 use crate::events::EventLog;
@@ -169,6 +172,13 @@ fn start() -> Node {
         drain: Arc::new(|| {}),
         drained: tokio::sync::watch::channel(None).1,
         config: Arc::new(NoSettings),
+        // As the requests of the corpus name it.
+        access: Access {
+            hosts: vec!["a".to_owned()],
+            ..Access::default()
+        },
+        audit: Default::default(),
+        tls: None,
         ask_master: others.clone().recipient(),
         list_tasks: others.clone().recipient(),
         get_task: others.clone().recipient(),
@@ -268,6 +278,42 @@ pub(super) fn http(data: &[u8]) {
             .0
             .ok();
     });
+}
+
+/// `changes u8 | path, Host, Origin, Sec-Fetch-Site, Authorization`, a line each; an empty one is none. Nobody is let in who shows
+/// no token where there are tokens.
+pub(super) fn access(data: &[u8]) {
+    const OPERATOR: &str = "operator-operator-operator-operator";
+    const READER: &str = "reader-reader-reader-reader-reader-";
+    let Some((changes, Ok(text))) = data.split_first().map(|(c, t)| (c, str::from_utf8(t))) else {
+        return;
+    };
+    let mut lines = text.split('\n');
+    let mut line = || lines.next().filter(|line| !line.is_empty());
+    let asked = Asked {
+        path: line().unwrap_or("/"),
+        safe: changes % 2 == 0,
+        host: line(),
+        origin: line(),
+        site: line(),
+        authorization: line(),
+    };
+    let shown = asked.authorization.and_then(|text| text.split_once(' '));
+    let shown = shown.map(|(_, token)| token.trim());
+    let guarded = Access {
+        operator: Token::parse(OPERATOR).ok(),
+        reader: Token::parse(READER).ok(),
+        hosts: vec!["a".to_owned()],
+    };
+    match guarded.judge(&asked) {
+        Ok(Who::Operator) => assert_eq!(shown, Some(OPERATOR)),
+        Ok(Who::Reader) => assert!(asked.safe && shown == Some(READER)),
+        Ok(Who::Anybody) => assert!(!asked.path.starts_with("/v1/")),
+        Ok(Who::Loopback) => panic!("it asks for no token"),
+        Err(refusal) => assert!(refusal.to_string().len() < 2048),
+    }
+    let open = Access::default().judge(&asked);
+    assert!(!matches!(open, Ok(Who::Operator | Who::Reader)));
 }
 
 /// The first byte says whether it is NDJSON and whether it waits.

@@ -136,6 +136,13 @@ pub const TARGETS: &[Target] = &[
         run: admin::http,
     },
     Target {
+        name: "access",
+        what: "what a request of the admin API says of itself: host, origin, token",
+        before_authentication: true,
+        memory: MIB,
+        run: admin::access,
+    },
+    Target {
         name: "submit",
         what: "the body of POST /v1/tasks: one object, or NDJSON",
         before_authentication: true,
