@@ -74,8 +74,8 @@ impl Config {
         {
             let (old, wanted) = (before.get(key), after.get(key));
             let words = match wanted {
-                // What a command sees of its surroundings may be a secret.
-                _ if key.starts_with("jobs.") => key.clone(),
+                // What a command sees of its surroundings may be a secret; an address may have a password in it.
+                _ if key.starts_with("jobs.") || key == "registry.endpoints" => key.clone(),
                 Some(value) => format!("{key} = {value}"),
                 None => format!("{key} is not set"),
             };
@@ -172,13 +172,17 @@ mod tests {
         let mut new = Config::defaults();
         new.discovery.weight = 7;
         new.transport.bulk_queue = 99;
+        new.registry.endpoints = vec!["http://root:hunter2@10.0.0.1:2379".to_owned()];
         new.node.tags = BTreeMap::from([("disk".to_owned(), "ssd".to_owned())]);
         let merged = old.merge(&new).unwrap();
         assert_eq!(merged.config.discovery.weight, 7);
         assert_eq!(merged.config.node.tags, new.node.tags);
         assert_eq!(merged.config.transport.bulk_queue, old.transport.bulk_queue);
         assert_eq!(merged.changed.len(), 2, "{:?}", merged.changed);
-        assert_eq!(merged.needs_restart, ["transport.bulk_queue = 99"]);
+        assert_eq!(
+            merged.needs_restart,
+            ["registry.endpoints", "transport.bulk_queue = 99"]
+        );
     }
 
     #[test]
