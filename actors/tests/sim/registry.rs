@@ -17,7 +17,7 @@ use troupe_actors::registry::embedded::trouble::{News, Reply, Trouble};
 use troupe_actors::registry::embedded::{Config, Limits, Platter, Service};
 use troupe_actors::registry::etcd::EtcdBackend;
 use troupe_actors::registry::{
-    Backend, Change, Kv, Listing, Op, RegistryError, Stamp, Timeouts, Txn, WatchStream,
+    Backend, Change, Compare, Kv, Listing, Op, RegistryError, Stamp, Timeouts, Txn, WatchStream,
 };
 use turmoil::net::TcpListener;
 
@@ -213,10 +213,13 @@ impl Seen {
     /// As a node does that finds a restored registry.
     async fn renew(&self, backend: &EtcdBackend) {
         let key = "/sim/generation".to_owned();
-        let value = self.keys.get(&key).map(|kv| kv.value.clone());
-        let known = value.and_then(|v| String::from_utf8_lossy(&v).parse::<u64>().ok());
+        let found = self.keys.get(&key);
+        let revision = found.map_or(0, |kv| kv.mod_revision);
+        let known = found.and_then(|kv| String::from_utf8_lossy(&kv.value).parse::<u64>().ok());
         let next = known.unwrap_or(0).max(wall_ms() / 1000) + 1;
         let put = Txn {
+            // As nodes do: who knew less than there is has come too late.
+            when: vec![Compare::Modified(key.clone(), revision)],
             then: vec![Op::Put {
                 key,
                 value: Bytes::from(next.to_string()),
