@@ -37,6 +37,8 @@ pub struct Config {
     pub data_dir: Option<String>,
     /// How it is let in.
     pub access: RegistryAccess,
+    /// Whether keys of the registry may be changed through the admin API.
+    pub edit_registry: bool,
     /// Heartbeats, suspicion, election.
     pub discovery: DiscoverySettings,
     /// Sessions between nodes.
@@ -148,6 +150,7 @@ impl Config {
             registry: RegistrySettings::default(),
             data_dir: None,
             access: RegistryAccess::default(),
+            edit_registry: false,
             discovery: DiscoverySettings::default(),
             transport: TransportSettings::default(),
             generator: GeneratorSettings::default(),
@@ -283,6 +286,7 @@ keys! {
     "node.advertise_cidr" optional_text: node.advertise_cidr;
     "node.admin" optional_address: node.admin;
     "node.tags" table: node.tags;
+    "admin.edit_registry" switch: edit_registry;
     "node.drain" duration(0, 86_400_000): node.drain;
     "registry.endpoints" urls: registry.endpoints;
     "registry.data_dir" optional_text: data_dir;

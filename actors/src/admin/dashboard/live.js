@@ -10,7 +10,7 @@ const BEAT = 2000;
 const PATIENCE = 3000;
 
 export const state = {
-  status: null, members: null, actors: null, views: new Map(), statuses: new Map(), records: [], frames: [], rates: [], runs: [],
+  status: null, members: null, actors: null, views: new Map(), statuses: new Map(), records: [], frames: [], rates: [], waits: [], runs: [],
   contact: { live: false, since: Date.now(), stream: false }, at: null,
 };
 
@@ -47,14 +47,31 @@ function take(fields) {
   }
   state.records.push(fields);
   if (state.records.length > RECORDS) state.records.splice(0, state.records.length - RECORDS);
-  if (fields.event === 'task.finished' && Number.isFinite(fields.duration_ms)) {
-    state.runs.push(fields.duration_ms);
-    if (state.runs.length > 200) state.runs.shift();
-  }
+  time(fields);
   const kind = String(fields.event);
   if (/^(peer|master|node|session|registry)\./.test(kind)) later('members', 60, lookAtMembers);
   if (/^actor\./.test(kind)) later('actors', 60, lookAtActors);
   later('records', 100, async () => {});
+}
+
+const created = new Map();  // when tasks that wait were made, by id
+
+// What a task's records say of how long it waited and ran.
+function time(fields) {
+  if (fields.event === 'task.created') {
+    created.set(fields.task, Date.parse(fields.ts));
+    if (created.size > RECORDS) created.delete(created.keys().next().value);
+  }
+  if (fields.event === 'task.started' && created.has(fields.task)) {
+    keep(state.waits, Math.max(0, Date.parse(fields.ts) - created.get(fields.task)));
+    created.delete(fields.task);
+  }
+  if (fields.event === 'task.finished' && Number.isFinite(fields.duration_ms)) keep(state.runs, fields.duration_ms);
+}
+
+function keep(points, point) {
+  points.push(point);
+  if (points.length > 200) points.shift();
 }
 
 function follow() {
