@@ -338,6 +338,12 @@ impl DiscoveryActor {
         ctx.spawn(claim.into_actor(self).map(|outcome, act, ctx| {
             act.claiming = false;
             match outcome {
+                // Won long ago, and another has won since: this node was away meanwhile.
+                Ok(Ok(Some(epoch))) if epoch < act.seed.fence.current() => {
+                    let seen = act.seed.fence.current().to_string();
+                    log::warn!(target: "discovery", event = "master.claim_failed", epoch = epoch.to_string(), seen = seen; "another is master already");
+                    act.seed.registry.relist.do_send(Relist);
+                }
                 Ok(Ok(Some(epoch))) => {
                     act.become_master(epoch);
                     act.turn(ctx);

@@ -165,6 +165,7 @@ impl Conduct {
                 None
             }
             "master.handing_over" => {
+                self.duties.retain(|duty| duty.place != *place);
                 self.upset.insert(place.clone(), record.at);
                 None
             }

@@ -325,6 +325,8 @@ impl Plan {
             // Whoever suspects asks all others then, and one of them hears the peer. Of more nodes it asks some.
             Fault::Bridge { .. } => self.nodes <= WITNESSES + 2,
             Fault::Pause { lasting, .. } => brief(lasting),
+            // A lease that ends meanwhile takes a registration whose owner does not know the next one yet.
+            Fault::Unknown { lasting, .. } => *lasting < self.make.ttl / 2,
             Fault::Starve { each, .. } => brief(each),
             Fault::Wall { .. }
             | Fault::Slow { .. }
@@ -334,7 +336,6 @@ impl Plan {
             | Fault::Kill { .. }
             | Fault::RegistryDown { .. }
             | Fault::RegistryPause { .. }
-            | Fault::Unknown { .. }
             | Fault::Late { .. }
             | Fault::Watch { .. }
             | Fault::Compact

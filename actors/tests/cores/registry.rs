@@ -397,8 +397,16 @@ impl Hub {
     pub fn compact(&mut self) {
         let revision = self.server.store.revision();
         if self.server.up {
-            self.server.store.compact(revision);
+            self.drop_before(revision);
         }
+    }
+
+    /// What was written before is on disk by then, and in the trace.
+    fn drop_before(&mut self, revision: i64) {
+        if self.server.syncing {
+            self.synced(self.server.lives);
+        }
+        self.server.store.compact(revision);
     }
 
     /// The value of a key.
@@ -500,7 +508,7 @@ impl Backend for Remote {
 
     fn compact(&self, revision: i64) -> BoxFuture<'static, Result<(), RegistryError>> {
         self.ask(move |hub, _| {
-            hub.server.store.compact(revision);
+            hub.drop_before(revision);
             Ok(())
         })
     }
