@@ -19,8 +19,7 @@ use tokio::time::Instant;
 use super::keeper::{Session, Shared};
 use super::session::{Keys, Mirror, Registered, View};
 use super::{
-    AskRegistry, Backend, EditKey, EditRefused, KeyView, ListKeys, RegistryError, RegistrySettings,
-    RegistrySnapshot, WatchKeys, WatchStream,
+    AskRegistry, Backend, KeyView, ListKeys, RegistryError, RegistrySettings, RegistrySnapshot,
 };
 use crate::cluster::{Identity, Registration};
 use crate::id::{Epoch, Generation, Incarnation};
@@ -310,24 +309,6 @@ impl Handler<ListKeys> for RegistryActor {
         handling::<ListKeys>();
         let session = self.session();
         Box::pin(async move { session.list_keys(&msg.prefix).await })
-    }
-}
-
-impl Handler<EditKey> for RegistryActor {
-    type Result = ResponseFuture<Result<i64, EditRefused>>;
-
-    fn handle(&mut self, msg: EditKey, _: &mut Self::Context) -> Self::Result {
-        let session = self.session();
-        Box::pin(async move { session.edit_key(msg).await })
-    }
-}
-
-impl Handler<WatchKeys> for RegistryActor {
-    type Result = ResponseFuture<Result<WatchStream, RegistryError>>;
-
-    fn handle(&mut self, msg: WatchKeys, _: &mut Self::Context) -> Self::Result {
-        let session = self.session();
-        Box::pin(async move { session.watch_keys(&msg.prefix).await })
     }
 }
 

@@ -70,24 +70,6 @@ export async function api(method, path, body, within = 20000) {
 export const get = (path, within) => api('GET', path, undefined, within);
 export const segment = encodeURIComponent;
 
-// The records of a stream, one by one, until it ends.
-export async function stream(path, opened, each, options = {}) {
-  const response = await ask(path, { ...options, headers: { accept: 'application/x-ndjson' } });
-  if (!response.ok) throw new Error(`status ${response.status}`);
-  opened();
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = '';
-  for (;;) {
-    const { done, value } = await reader.read();
-    if (done) return;
-    const whole = (rest + value).split('\n');
-    rest = whole.pop();
-    for (const line of whole.filter(Boolean)) {
-      try { each(JSON.parse(line)); } catch { /* Not ours. */ }
-    }
-  }
-}
-
 let hide;
 export function toast(text) {
   const el = document.getElementById('toast');
