@@ -67,7 +67,11 @@ pub(super) async fn edit(
     value: Option<&str>,
 ) -> Result<(), Failure> {
     let view: RegistryView = read(keys(api, key).await?)?;
-    let full = |k: &&KeyView| k.key == key || k.key.ends_with(&format!("/{key}"));
+    // Relative to `/<cluster>/`, whatever that is called.
+    let full = |k: &&KeyView| {
+        let before = k.key.strip_suffix(key);
+        before.is_some_and(|b| b.is_empty() || b.ends_with('/') && b.matches('/').count() == 2)
+    };
     let Some(seen) = view.keys.iter().find(full) else {
         return Err(no_such_key(key));
     };
