@@ -652,6 +652,7 @@ fn view(id: TaskId, state: &str) -> TaskView {
         progress: None,
         meta: BTreeMap::new(),
         trace_id: None,
+        excluded: Vec::new(),
         stale: false,
     }
 }
