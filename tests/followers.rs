@@ -59,8 +59,7 @@ impl Quiet {
     fn follow(&self) -> TcpStream {
         let mut stream = TcpStream::connect(&self.admin).unwrap();
         stream.set_read_timeout(Some(LONG)).unwrap();
-        let head =
-            "GET /v1/logs?limit=0 HTTP/1.1\r\nhost: 127.0.0.1\r\naccept: application/x-ndjson\r\n\r\n";
+        let head = "GET /v1/logs?limit=0 HTTP/1.1\r\nhost: 127.0.0.1\r\naccept: application/x-ndjson\r\n\r\n";
         stream.write_all(head.as_bytes()).unwrap();
         stream
     }
