@@ -23,7 +23,7 @@ mod chosen {
     pub const BUGS: &[(&str, &str)] = &[
         (
             "claim-without-compare",
-            "mastership is put whatever the key holds",
+            "mastership is put whatever the key holds, and whoever was outbid meanwhile leads",
         ),
         (
             "create-revision-as-epoch",
@@ -35,7 +35,7 @@ mod chosen {
         ),
         (
             "two-masters-after-replacement",
-            "a claim won in a registry that was replaced meanwhile counts",
+            "a claim won in a registry that was replaced meanwhile counts, also when it was outbid",
         ),
         (
             "condemn-any-incarnation",
