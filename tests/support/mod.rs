@@ -334,14 +334,17 @@ pub struct Node {
 /// A cluster secret for the nodes of this test binary that are not on loopback.
 pub fn secret_file() -> &'static str {
     static SECRET: OnceLock<(tempfile::TempDir, String)> = OnceLock::new();
-    let (_, path) = SECRET.get_or_init(|| {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("secret").to_str().unwrap().to_owned();
-        let made = Command::new(TROUPE).args(["keygen", &path]).status();
-        assert!(made.unwrap().success());
-        (dir, path)
-    });
+    let (_, path) = SECRET.get_or_init(keygen);
     path
+}
+
+/// A file that `troupe keygen` made, and the folder that it is in.
+fn keygen() -> (tempfile::TempDir, String) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("secret").to_str().unwrap().to_owned();
+    let made = Command::new(TROUPE).args(["keygen", &path]).status();
+    assert!(made.unwrap().success());
+    (dir, path)
 }
 
 /// The generator and the worker at the speed of `troupe dev --fast`.

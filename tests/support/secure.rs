@@ -12,7 +12,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
-use super::{TROUPE, secret_file};
+use super::{TROUPE, keygen, secret_file};
 
 /// How such an address begins.
 pub const SECURE: &str = "https://";
@@ -20,13 +20,7 @@ pub const SECURE: &str = "https://";
 /// The operator's token of the nodes of this test binary that are not on loopback.
 pub fn token_file() -> &'static str {
     static TOKEN: OnceLock<(tempfile::TempDir, String)> = OnceLock::new();
-    let (_, path) = TOKEN.get_or_init(|| {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("token").to_str().unwrap().to_owned();
-        let made = Command::new(TROUPE).args(["keygen", &path]).status();
-        assert!(made.unwrap().success());
-        (dir, path)
-    });
+    let (_, path) = TOKEN.get_or_init(keygen);
     path
 }
 

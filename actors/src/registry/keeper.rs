@@ -243,7 +243,11 @@ impl Session {
             if outcome.succeeded {
                 break self.shared.borrow().mirror.generation(&self.keys);
             }
-            // Another was first: what it made is looked at like any other.
+            // Another was first, as often as others write: what it made is looked at like any other, and what it deleted is made again.
+            if outcome.reads.iter().flatten().next().is_none() {
+                let gone = outcome.stamp.revision;
+                self.shared.borrow_mut().mirror.delete(&key, gone);
+            }
         };
         let changed = known.0 != 0 && settled != known;
         self.shared.borrow_mut().generation = settled;

@@ -6,7 +6,8 @@
 //! SIM_TIMES     so many catches are enough, 3                                      it is read, and added to
 //! ```
 //!
-//! A bug that other tiers have caught often enough is not hunted again, and catches of all tiers count together. So one command over all tiers makes one table.
+//! A bug that other tiers have caught often enough is not hunted again, and catches of all tiers count together. So one command over
+//! all tiers makes one table.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;

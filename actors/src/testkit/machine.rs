@@ -28,6 +28,10 @@ pub const PORT: u16 = 22222;
 /// Above every process id there can be, so that nobody asks the machine that runs the simulation.
 const FIRST_PID: u32 = 5_000_000;
 
+/// How wrong a wall clock may be, ms: two differ by less than the hour for which what has ended is kept. Beyond it receipts go early, and
+/// ids are refused as expired.
+pub const WRONG_MS: i64 = 25 * 60 * 1000;
+
 /// The input of a task that always succeeds.
 pub const PROBE: &str = "1000";
 /// How long that takes.
@@ -76,7 +80,7 @@ impl Make {
     /// A node of this make on that machine. Its id, weight and eligibility come from [`chance`]; `n1` can always lead.
     pub fn on(&self, machine: Machine) -> Wiring {
         let mut rng = chance::rng();
-        let (id, name) = (NodeId::random(&mut rng), machine.name);
+        let (id, name) = (NodeId::random(&mut rng), machine.name.clone());
         let (weight, eligible) = (
             rng.random_range(0..3),
             name == "n1" || rng.random_bool(0.85),
@@ -131,16 +135,10 @@ impl Make {
                 ..GeneratorSettings::default()
             },
             supervision: SupervisionSettings::default(),
-            host: name,
-            listener: machine.listener,
-            network: machine.network,
-            registry: machine.registry,
-            journal: machine.journal,
             jobs: Jobs::default().with(ByChance {
                 longest: self.longest_job,
             }),
-            watcher: machine.watcher,
-            ending: machine.ending,
+            machine,
         }
     }
 }

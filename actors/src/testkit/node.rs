@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use actix::{Actor, Addr, Context, Handler, Recipient};
+use actix::{Actor, Addr, Context, Handler};
 use rand::RngExt;
 use tokio::time::timeout;
 
+use super::machine::Machine;
 use crate::chance;
-use crate::cluster::{ClusterChanged, Fence, Identity, Registration};
+use crate::cluster::{Fence, Identity, Registration};
 use crate::discovery::actor::{
     DiscoveryActor, DiscoverySeed, MasterPorts, RegistryPorts, TransportPorts,
 };
@@ -19,14 +20,14 @@ use crate::discovery::{DiscoverySettings, Retire};
 use crate::job::Jobs;
 use crate::master::actor::{JournalSeed, MasterActor, MasterSeed};
 use crate::master::{GeneratorSettings, MasterPulse, MasterSettings};
+use crate::registry::RegistrySettings;
 use crate::registry::actor::{Deregister, RegistryActor, RegistrySeed};
 use crate::registry::session::Keys;
-use crate::registry::{Backend, RegistrySettings};
 use crate::supervisor::{
     ChildSpec, LocalSpawner, Plane, SupervisionSettings, Supervisor, SupervisorHandle, mailbox,
 };
 use crate::transport::actor::{TransportActor, TransportSeed};
-use crate::transport::{Desks, Inbound, Listener, Network};
+use crate::transport::{Desks, Inbound};
 use crate::worker::actor::{WorkerActor, WorkerSeed};
 use crate::worker::{DrainWorker, WorkerSettings};
 
@@ -42,16 +43,8 @@ pub struct Wiring {
     pub identity: Identity,
     /// What it registers.
     pub registration: Registration,
-    /// Its machine's name.
-    pub host: String,
-    /// Its port.
-    pub listener: Listener,
-    /// How it reaches others.
-    pub network: Arc<dyn Network>,
-    /// The registry, as RegistryActor uses it.
-    pub registry: Arc<dyn Backend>,
-    /// The registry, as the journal uses it.
-    pub journal: Arc<dyn Backend>,
+    /// Where it runs.
+    pub machine: Machine,
     /// Knobs of the registry's client side.
     pub registry_settings: RegistrySettings,
     /// Knobs of discovery.
@@ -66,10 +59,6 @@ pub struct Wiring {
     pub supervision: SupervisionSettings,
     /// Kinds of work.
     pub jobs: Jobs,
-    /// Told of each picture, beside the actors.
-    pub watcher: Recipient<ClusterChanged>,
-    /// Told why the process must end, when it must.
-    pub ending: Arc<dyn Fn(String) + Send + Sync>,
 }
 
 /// A node that runs, by its actors.
@@ -109,11 +98,11 @@ impl Wiring {
         let (master, master_box) = mailbox::<MasterActor>(MAILBOX);
         let (fence, pulse) = (Fence::default(), MasterPulse::default());
         let end = |how: &'static str| -> Arc<dyn Fn(String) + Send + Sync> {
-            let ending = Arc::clone(&self.ending);
+            let ending = Arc::clone(&self.machine.ending);
             Arc::new(move |why| ending(format!("{how}: {why}")))
         };
         let registry_seed = RegistrySeed {
-            backend: self.registry,
+            backend: self.machine.registry,
             settings: self.registry_settings,
             identity: self.identity.clone(),
             registration: self.registration,
@@ -132,14 +121,14 @@ impl Wiring {
         };
         let mut transport_seed = TransportSeed::new(
             self.identity.clone(),
-            self.host,
+            self.machine.name,
             fence.clone(),
             desks,
-            self.listener,
+            self.machine.listener,
             discovery.clone().recipient(),
             discovery.clone().recipient(),
         );
-        transport_seed.network = self.network;
+        transport_seed.network = self.machine.network;
         let discovery_seed = DiscoverySeed {
             settings: self.discovery,
             identity: self.identity.clone(),
@@ -169,7 +158,7 @@ impl Wiring {
             cluster: vec![
                 master.clone().recipient(),
                 worker.clone().recipient(),
-                self.watcher,
+                self.machine.watcher,
             ],
             removed: vec![master.clone().recipient()],
             leaving: Arc::new(AtomicBool::new(false)),
@@ -186,7 +175,7 @@ impl Wiring {
         };
         let master_seed = MasterSeed {
             journal: JournalSeed {
-                backend: self.journal,
+                backend: self.machine.journal,
                 prefix: keys.journal(),
                 master_key: keys.master(),
             },
@@ -200,7 +189,7 @@ impl Wiring {
             pulse,
         };
         let gave_up = {
-            let ending = self.ending;
+            let ending = self.machine.ending;
             move |why: String| ending(format!("gave up: {why}"))
         };
         let supervisor = Supervisor::new(self.supervision)

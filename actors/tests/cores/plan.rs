@@ -8,7 +8,7 @@ use troupe_actors::discovery::verdict::WITNESSES;
 use troupe_actors::supervisor::How;
 use troupe_actors::testkit::coverage::EQUAL_HALVES;
 
-use troupe_actors::testkit::machine::Make;
+use troupe_actors::testkit::machine::{Make, WRONG_MS};
 
 /// Whom a fault hits: one node by its number, or whoever leads when it comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,9 +130,6 @@ pub enum Fault {
     /// SIGTERM; another process later.
     Drain { who: Who },
 }
-
-/// Two wall clocks may differ by less than the hour for which what has ended is kept; beyond it, ids are refused as expired.
-const WRONG_MS: i64 = 25 * 60 * 1000;
 
 impl Fault {
     /// Its kind in a cluster of so many nodes, for the count of faults.

@@ -8,7 +8,7 @@ use troupe_actors::discovery::verdict::WITNESSES;
 use troupe_actors::supervisor::How;
 use troupe_actors::testkit::coverage::EQUAL_HALVES;
 
-use troupe_actors::testkit::machine::Make;
+use troupe_actors::testkit::machine::{Make, WRONG_MS};
 
 /// How a link fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -193,9 +193,6 @@ pub struct Plan {
 
 /// A node that was condemned by mistake waits for a second before it comes back.
 const AGREED_WITHIN: Duration = Duration::from_secs(4);
-
-/// Two wall clocks differ by less than the hour for which what has ended is kept: beyond it receipts go early.
-const WRONG_MS: i64 = 25 * 60 * 1000;
 
 /// When a fault that is alone comes.
 const ALONE_AT: Duration = Duration::from_secs(4);

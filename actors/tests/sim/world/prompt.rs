@@ -109,8 +109,8 @@ impl World<'_> {
     /// A process has ended as drained. Others would remove what it left behind soon: it is to have done so by itself.
     pub(super) fn has_left(&mut self, node: &str, life: u32, id: NodeId) {
         let said = self.prompt.left.contains(&(node.to_owned(), life));
-        let registered = self.invariants.registry().registered();
-        if !said && registered.into_iter().any(|(r, _)| r.id == id) {
+        let mut registered = self.invariants.registry().registered();
+        if !said && registered.any(|(r, _)| r.id == id) {
             let what = format!("{node} was drained and has left its registration behind");
             self.world("sim.leak", &[("what", &what)]);
         }
