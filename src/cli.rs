@@ -85,8 +85,14 @@ pub enum Command {
     Status,
     /// Who leads, under which epoch.
     Master,
-    /// The supervision trees of all nodes, with restarts.
-    Actors,
+    /// The supervision trees of all nodes, with restarts; of one actor, what it last died of and the calls that led there.
+    Actors {
+        /// registry, discovery, transport, worker, master or admin.
+        actor: Option<String>,
+        /// On which node; the one that is asked when absent.
+        #[arg(long, requires = "actor")]
+        node: Option<String>,
+    },
     /// Break an actor and watch supervision.
     Kill {
         /// registry, discovery, transport, worker, master or admin.
@@ -298,6 +304,18 @@ pub enum RegistryCommand {
         /// Under this prefix.
         #[arg(default_value = "")]
         prefix: String,
+    },
+    /// Changes a key, where `admin.edit_registry` is on; it keeps its lease.
+    Put {
+        /// The key, below the cluster's prefix unless it starts with /.
+        key: String,
+        /// JSON, or a text.
+        value: String,
+    },
+    /// Deletes a key, where `admin.edit_registry` is on.
+    Rm {
+        /// The key, below the cluster's prefix unless it starts with /.
+        key: String,
     },
     /// Changes as they happen.
     Watch {

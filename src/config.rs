@@ -312,6 +312,7 @@ keys! {
     "node.advertise_cidr" optional_text: node.advertise_cidr;
     "node.admin" optional_address: node.admin;
     "node.tags" table: node.tags;
+    "admin.edit_registry" switch: admin.edit_registry;
     "node.drain" duration(0, 86_400_000): node.drain;
     "registry.endpoints" urls: registry.endpoints;
     "registry.data_dir" optional_text: data_dir;
@@ -555,11 +556,19 @@ fn set(config: &mut Config, key: &str, value: &Value, origin: Origin) -> Result<
     (known.set)(config, parsed.as_ref().unwrap_or(value)).map_err(|rule| ConfigError::Bad {
         origin: origin.clone(),
         key: key.to_owned(),
-        value: value.to_string(),
+        value: concealed(key, value.to_string()),
         rule,
     })?;
     config.origins.insert(known.name, origin);
     Ok(())
+}
+
+/// A refused value as it may be logged: a URL can have a password before its last `@`.
+fn concealed(key: &str, value: String) -> String {
+    match value.rsplit_once('@') {
+        Some((_, rest)) if key == "registry.endpoints" => format!("***@{rest}"),
+        _ => value,
+    }
 }
 
 /// The known key that differs least, when it differs little.
@@ -834,6 +843,13 @@ mod tests {
                 assert!(err.contains(word), "{err:?} does not say {word:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_password_in_a_url_is_refused_and_not_repeated() {
+        let err = with(&[("registry.endpoints", "http://root:s3cret@10.0.0.5:2379")]).unwrap_err();
+        assert!(err.contains("registry.password_file"), "{err}");
+        assert!(err.contains("10.0.0.5") && !err.contains("s3cret"), "{err}");
     }
 
     #[test]

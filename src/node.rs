@@ -585,6 +585,8 @@ fn grow(node: Node, live: &Live, end: &UnboundedSender<End>) -> Grown {
         ask_worker: worker.clone().recipient(),
         ask_registry: registry.clone().recipient(),
         list_keys: registry.clone().recipient(),
+        edit_key: registry.clone().recipient(),
+        watch_keys: registry.clone().recipient(),
         step_down: discovery.clone().recipient(),
         reborn: discovery.clone().recipient(),
         send: transport.recipient(),
@@ -677,6 +679,10 @@ impl Actors for Tree {
             busy_with: r.busy_with.map(str::to_owned),
         };
         reports.into_iter().map(view).collect()
+    }
+
+    fn trace(&self, name: &str) -> Option<String> {
+        self.0.get()?.trace(name)
     }
 
     fn kill(&self, name: &str, how: &str) -> Result<(), String> {

@@ -32,7 +32,10 @@ use troupe_actors::master::{
     AskMaster, AwaitTasks, CancelTask, ChangeError, Ended, GetTask, ListTasks, MasterSnapshot,
     RetryTask, Submit, SubmitAndWait, SubmitError, Submitted, Taken, TaskView,
 };
-use troupe_actors::registry::{AskRegistry, KeyView, ListKeys, RegistryError, RegistrySnapshot};
+use troupe_actors::registry::{
+    AskRegistry, Change, EditKey, EditRefused, KeyView, ListKeys, RegistryError, RegistrySnapshot,
+    Stamp, WatchBatch, WatchKeys, WatchStream,
+};
 use troupe_actors::transport::tls::Secret;
 use troupe_actors::transport::{Inbound, Refusals, Send, SendError};
 use troupe_actors::wire::{ApiRequest, Envelope, Header, Message};
@@ -206,6 +209,15 @@ plays! {
         owner: Some("alpha".into()),
         stale: None,
     }]);
+    "registry" EditKey => Result<i64, EditRefused>, |_, edit| match edit.seen {
+        2 => Ok(9),
+        seen => Err(EditRefused::Changed { key: edit.key, seen, is: 2 }),
+    };
+    "registry" WatchKeys => Result<WatchStream, RegistryError>, |_, _| {
+        let change = Change::Delete { key: "/troupe/master".into(), revision: 7 };
+        let stamp = Stamp { cluster_id: 1, revision: 7 };
+        Ok(futures_util::stream::iter([Ok(WatchBatch { stamp, changes: vec![change] })]).boxed())
+    };
     "discovery" StepDown => Result<NewMaster, StepDownError>, |script, ask| {
         if !script.leads {
             return Err(StepDownError::NotMaster);
@@ -347,6 +359,10 @@ impl Actors for Tree {
         }]
     }
 
+    fn trace(&self, name: &str) -> Option<String> {
+        (name == "master").then(|| "0: master::handle".to_owned())
+    }
+
     fn kill(&self, name: &str, how: &str) -> Result<(), String> {
         if how == "stop" {
             return Err("it is restarting already".into());
@@ -421,6 +437,8 @@ fn node(id: NodeId, network: &Network, settings: AdminSettings) -> Node {
         ask_worker: others.clone().recipient(),
         ask_registry: others.clone().recipient(),
         list_keys: others.clone().recipient(),
+        edit_key: others.clone().recipient(),
+        watch_keys: others.clone().recipient(),
         step_down: others.clone().recipient(),
         reborn: others.clone().recipient(),
         send: others.recipient(),
@@ -563,6 +581,45 @@ impl Reader {
     }
 }
 
+#[actix_rt::test]
+async fn keys_of_the_registry_are_changed_only_where_that_is_enabled_and_only_as_they_were_seen() {
+    tokio::time::pause();
+    let edit = |method: &str, seen: i64| {
+        let path = format!("/v1/registry?key=master&seen={seen}");
+        let request = Request::builder().method(method).uri(path);
+        request.body(Body::from("{\"a\":2}")).unwrap()
+    };
+    let closed = node(ALPHA, &Network::default(), AdminSettings::default());
+    let (status, body) = closed.json(edit("DELETE", 2)).await;
+    assert_eq!(
+        (status, &body["error"]["code"]),
+        (403, &json!("not_enabled"))
+    );
+    let settings = AdminSettings {
+        edit_registry: true,
+        ..AdminSettings::default()
+    };
+    let open = node(ALPHA, &Network::default(), settings);
+    assert_eq!(open.get("/v1/registry").await.1["editable"], true);
+    for method in ["PUT", "DELETE"] {
+        assert_eq!(open.json(edit(method, 2)).await.1["revision"], 9);
+        let (status, body) = open.json(edit(method, 1)).await;
+        assert_eq!((status, &body["error"]["code"]), (409, &json!("changed")));
+    }
+}
+
+#[actix_rt::test]
+async fn changes_of_keys_are_told_as_they_come() {
+    let node = alone().await;
+    let mut reader = node.follow("/v1/registry/watch?prefix=", &[]).await;
+    assert!(reader.next().await.starts_with("event: watching\n"));
+    let change = reader.next().await;
+    assert!(
+        change.starts_with("id: 7\n") && change.contains("\"change\":\"delete\""),
+        "{change}"
+    );
+}
+
 async fn alone() -> Node {
     tokio::time::pause();
     let node = node(ALPHA, &Network::default(), AdminSettings::default());
@@ -600,6 +657,7 @@ fn view(id: TaskId, state: &str) -> TaskView {
         progress: None,
         meta: BTreeMap::new(),
         trace_id: None,
+        excluded: Vec::new(),
         stale: false,
     }
 }
@@ -648,6 +706,12 @@ async fn every_read_has_the_shape_of_the_surface() {
         &body["nodes"][0]["actors"][0],
         "name state restarts last_failure mailbox handled uptime_s",
     );
+    let (_, body) = node.get("/v1/actors/master/failure").await;
+    assert_eq!(
+        (&body["failure"], &body["trace"]),
+        (&json!("panicked"), &json!("0: master::handle"))
+    );
+    assert_eq!(node.get("/v1/actors/cook/failure").await.0, 404);
     let (_, body) = node.get("/v1/status").await;
     has(
         &body,

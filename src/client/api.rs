@@ -200,6 +200,11 @@ impl Api {
         parse(&self.exchange(request, ANSWER).await?)
     }
 
+    pub(super) async fn put(&self, path: &str, body: String) -> Result<Json, Failure> {
+        let request = self.request(Method::PUT, path, "application/json", body)?;
+        parse(&self.exchange(request, ANSWER).await?)
+    }
+
     pub(super) async fn post(&self, path: &str, body: String) -> Result<Json, Failure> {
         self.post_within(path, body, ANSWER).await
     }

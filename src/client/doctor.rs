@@ -5,7 +5,7 @@
 //! | check | finds |
 //! |---|---|
 //! | master | nobody leads |
-//! | members | who is not alive, or has no session; alone cut-off members |
+//! | members | who is not alive, or has no session; alone cut-off members; a node that is asked and is no member |
 //! | security | who was started with --insecure |
 //! | addresses | who advertises loopback or VirtualBox's 10.0.2.15 while others are elsewhere |
 //! | registry | away at some node; versions with known defects; a lease that is not renewed |
@@ -68,7 +68,9 @@ pub(super) async fn doctor(api: &Api, screen: &Screen, args: &SettingArgs) -> Re
     let config = config.map_err(|why| Failure::Usage(why.to_string()))?;
     let members: MembersView = read(api.get("/v1/members").await?)?;
     let actors: ActorsView = read(api.get("/v1/actors").await?)?;
+    let asked: StatusView = read(api.get("/v1/status").await?)?;
     let mut findings = of_the_members(&members.members);
+    findings.extend(stranger(&asked, &members.members));
     findings.extend(of_the_actors(&actors));
     let mut endpoints = BTreeSet::new();
     let mut compacts = false;
@@ -135,6 +137,26 @@ async fn records(api: &Api) -> Vec<Map<String, Value>> {
     all.sort_by_key(stamp);
     all.dedup_by_key(|record| stamp(record));
     all
+}
+
+/// That the node that is asked is none of the members that it names.
+fn stranger(asked: &StatusView, members: &[MemberView]) -> Option<Finding> {
+    if members.iter().any(|m| m.id == asked.id) {
+        return None;
+    }
+    let name = &asked.node;
+    let back = match (asked.registry.as_ref().is_some_and(|r| r.up), &asked.master) {
+        (false, _) => "it comes back once the registry answers".to_owned(),
+        (true, Some(master)) => format!(
+            "it comes back once it reaches the master {} at {}",
+            master.name, master.address
+        ),
+        (true, None) => "it comes back once somebody leads".to_owned(),
+    };
+    let words = format!(
+        "{name}, the node that is asked, is no member: {back}; `troupe why node {name}` tells more"
+    );
+    Some(bad("members", words))
 }
 
 /// Members of this life whose address a peer could not dial back.

@@ -23,7 +23,9 @@ use std::time::SystemTime;
 
 use serde::de::DeserializeOwned;
 use serde_json::json;
-use troupe_actors::admin::{ActorsView, KilledView, MasterView, MembersView, StatusView};
+use troupe_actors::admin::{
+    ActorsView, FailureView, KilledView, MasterView, MembersView, StatusView,
+};
 use troupe_actors::discovery::NewMaster;
 
 use self::api::{Api, Failure, Json, Pass, query, segment};
@@ -65,9 +67,17 @@ async fn dispatch(api: &Api, screen: &Screen, command: Command) -> Result<(), Fa
             let view = api.get("/v1/master").await?;
             screen.answer(view, |v: &MasterView| show::master(v, SystemTime::now()))
         }
-        Command::Actors => {
+        Command::Actors { actor: None, .. } => {
             let view = api.get("/v1/actors").await?;
             screen.answer(view, |v: &ActorsView| show::actors(v))
+        }
+        Command::Actors {
+            actor: Some(actor),
+            node,
+        } => {
+            let path = format!("/v1/actors/{}/failure", segment(&actor));
+            let view = api.get(&query(&path, &[("node", node.as_deref())])).await?;
+            screen.answer(view, |v: &FailureView| show::failure(v))
         }
         Command::Kill { actor, node, how } => kill(api, screen, &actor, node, how).await,
         Command::StepDown => hand_over(api, screen, "/v1/master/step-down").await,
@@ -131,6 +141,12 @@ async fn dispatch(api: &Api, screen: &Screen, command: Command) -> Result<(), Fa
         }
         Command::Registry(RegistryCommand::Get { prefix }) => {
             registry::get(api, screen, &prefix).await
+        }
+        Command::Registry(RegistryCommand::Put { key, value }) => {
+            registry::edit(api, screen, &key, Some(&value)).await
+        }
+        Command::Registry(RegistryCommand::Rm { key }) => {
+            registry::edit(api, screen, &key, None).await
         }
         Command::Registry(RegistryCommand::Watch { prefix }) => {
             registry::watch(api, screen, &prefix).await

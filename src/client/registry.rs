@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use serde_json::json;
 use tokio::time::sleep;
 use toml::Value;
@@ -21,8 +22,8 @@ use crate::security;
 
 /// Settings of `[registry]` by which a registry lets somebody in.
 const ACCESS: [&str; 5] = ["ca_file", "cert_file", "key_file", "user", "password_file"];
-/// Pause between two looks of `watch`.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Pause before a watch that ended is opened again.
+const OPEN_AGAIN: Duration = Duration::from_secs(1);
 
 async fn keys(api: &Api, prefix: &str) -> Result<Json, Failure> {
     api.get(&query("/v1/registry", &[("prefix", Some(prefix))]))
@@ -39,30 +40,79 @@ pub(super) async fn list(api: &Api, screen: &Screen, prefix: &str) -> Result<(),
 pub(super) async fn get(api: &Api, screen: &Screen, prefix: &str) -> Result<(), Failure> {
     let view: RegistryView = read(keys(api, prefix).await?)?;
     if view.keys.is_empty() {
-        return Err(Failure::Refused {
-            status: 404,
-            code: "no_such_key".to_owned(),
-            message: format!("there is no key under {prefix:?}"),
-            id: None,
-            retry_after: None,
-        });
+        return Err(no_such_key(prefix));
     }
     screen.value(&view.keys, || show::values(&view.keys))
 }
 
-/// `troupe registry watch`: a line per change, seen each second.
+/// `troupe registry watch`: a line per change, as it comes. When the stream ends, it is opened again and what was missed is shown.
 pub(super) async fn watch(api: &Api, screen: &Screen, prefix: &str) -> Result<(), Failure> {
     let mut known: Option<BTreeMap<String, KeyView>> = None;
     loop {
-        let view: RegistryView = read(keys(api, prefix).await?)?;
-        let now: BTreeMap<_, _> = view.keys.into_iter().map(|k| (k.key.clone(), k)).collect();
-        if let Some(before) = &known {
-            for change in changes(before, &now) {
-                tell(screen, &change)?;
+        let path = query("/v1/registry/watch", &[("prefix", Some(prefix))]);
+        let mut stream = api.lines(&path).await?;
+        // The first line says that the watch stands: whatever changes from now on is told.
+        while stream.next().await.is_some() {
+            // One look shows all that was told by now.
+            while let Some(Some(_)) = stream.next().now_or_never() {}
+            let view: RegistryView = read(keys(api, prefix).await?)?;
+            let now: BTreeMap<_, _> = view.keys.into_iter().map(|k| (k.key.clone(), k)).collect();
+            if let Some(before) = &known {
+                for change in changes(before, &now) {
+                    tell(screen, &change)?;
+                }
             }
+            known = Some(now);
         }
-        known = Some(now);
-        sleep(LOOK_EVERY).await;
+        sleep(OPEN_AGAIN).await;
+    }
+}
+
+/// `troupe registry put` and `rm`: looks at the key, then changes it if it still is as it was seen.
+pub(super) async fn edit(
+    api: &Api,
+    screen: &Screen,
+    key: &str,
+    value: Option<&str>,
+) -> Result<(), Failure> {
+    let view: RegistryView = read(keys(api, key).await?)?;
+    // Relative to `/<cluster>/`, whatever that is called.
+    let full = |k: &&KeyView| {
+        let before = k.key.strip_suffix(key);
+        before.is_some_and(|b| b.is_empty() || b.ends_with('/') && b.matches('/').count() == 2)
+    };
+    let Some(seen) = view.keys.iter().find(full) else {
+        return Err(no_such_key(key));
+    };
+    let seen_at = seen.mod_revision.to_string();
+    let path = query(
+        "/v1/registry",
+        &[("key", Some(&seen.key)), ("seen", Some(&seen_at))],
+    );
+    let answer = match value {
+        Some(value) => api.put(&path, json_or_text(value)).await?,
+        None => api.delete(&path).await?,
+    };
+    screen.answer(answer, |edited: &serde_json::Value| {
+        format!("{} at revision {}", seen.key, edited["revision"])
+    })
+}
+
+/// What is no JSON is a text.
+fn json_or_text(value: &str) -> String {
+    match serde_json::from_str::<serde_json::Value>(value) {
+        Ok(_) => value.to_owned(),
+        Err(_) => serde_json::Value::from(value).to_string(),
+    }
+}
+
+fn no_such_key(prefix: &str) -> Failure {
+    Failure::Refused {
+        status: 404,
+        code: "no_such_key".to_owned(),
+        message: format!("there is no key under {prefix:?}"),
+        id: None,
+        retry_after: None,
     }
 }
 

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
-use troupe_actors::admin::{ActorsView, MasterView, MemberView, MembersView, StatusView};
+use troupe_actors::admin::{
+    ActorsView, FailureView, MasterView, MemberView, MembersView, StatusView,
+};
 use troupe_actors::master::{AttemptView, TaskView};
 use troupe_actors::registry::{KeyView, RegistrySnapshot};
 
@@ -126,6 +128,15 @@ pub(super) fn master(view: &MasterView, now: SystemTime) -> Table {
         view.id.to_string(),
     ]);
     table
+}
+
+pub(super) fn failure(view: &FailureView) -> String {
+    let who = format!("{} of {}", view.actor, view.node);
+    match (&view.failure, &view.trace) {
+        (None, _) => format!("{who} has not failed"),
+        (Some(failure), None) => format!("{who}: {failure}"),
+        (Some(failure), Some(trace)) => format!("{who}: {failure}\n{trace}"),
+    }
 }
 
 pub(super) fn actors(view: &ActorsView) -> Table {

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use troupe_actors::admin::{MembersView, RecordsView, WhyView};
-use troupe_actors::master::TaskView;
+use troupe_actors::master::{CandidateView, ExcludedView, PlacementView, TaskView};
 
 use super::api::{Api, Failure, query, segment};
 use super::read;
@@ -57,6 +57,7 @@ fn of_the_task(task: &TaskView, members: &MembersView) -> Vec<String> {
             "{started} attempt {} at {} under {}: {}",
             attempt.n, attempt.node, attempt.epoch, attempt.outcome
         ));
+        said.extend(attempt.placement.as_ref().map(placed));
     }
     for refused in &task.refused {
         said.push(format!(
@@ -78,7 +79,42 @@ fn of_the_task(task: &TaskView, members: &MembersView) -> Vec<String> {
     said
 }
 
+/// Who could have had it, as the balancer saw them, and who could not.
+fn placed(placement: &PlacementView) -> String {
+    let candidate = |c: &CandidateView| {
+        let chosen = if c.chosen { ", chosen" } else { "" };
+        format!(
+            "{} ({} of {}: load {} %, accepts {} more{chosen})",
+            c.node, c.outstanding, c.capacity, c.load_percent, c.credit
+        )
+    };
+    let candidates: Vec<_> = placement.candidates.iter().map(candidate).collect();
+    let more = match placement.more {
+        0 => String::new(),
+        n => format!(" and {n} more"),
+    };
+    let balancer = serde_json::to_value(placement.balancer).unwrap_or_default();
+    format!(
+        "  placed by {} among {}{more}{}",
+        balancer.as_str().unwrap_or_default(),
+        candidates.join(", "),
+        not(&placement.excluded)
+    )
+}
+
+fn not(excluded: &[ExcludedView]) -> String {
+    let all = excluded.iter().map(|e| format!("{} ({})", e.node, e.why));
+    match all.collect::<Vec<_>>().as_slice() {
+        [] => String::new(),
+        all => format!("; not {}", all.join(", ")),
+    }
+}
+
 fn waits_for(task: &TaskView, members: &MembersView) -> String {
+    waits(task, members) + &not(&task.excluded)
+}
+
+fn waits(task: &TaskView, members: &MembersView) -> String {
     let able = members
         .members
         .iter()
@@ -122,7 +158,9 @@ mod tests {
 
     fn task(state: &str, job: &str) -> TaskView {
         let task = json!({"id": "0190a000-0000-7000-8000-000000000000", "job": job, "input": 1, "state": state, "output": null,
-            "attempts": [{"n": 1, "epoch": "5-7", "node": "n2", "started": "T", "finished": null, "outcome": "lost"}],
+            "attempts": [{"n": 1, "epoch": "5-7", "node": "n2", "started": "T", "finished": null, "outcome": "lost", "placement": {"balancer": "least-loaded", "more": 0,
+                "candidates": [{"node": "n2", "outstanding": 1, "capacity": 4, "credit": 3, "load_percent": 25, "chosen": true}],
+                "excluded": [{"node": "n1", "why": "it is draining"}]}}],
             "error": null, "created": "C", "finished": null, "durable": true, "idempotent_until": null, "stale": false,
             "refused": [{"n": 1, "epoch": "5-7", "node": "n2", "why": "superseded"}]});
         serde_json::from_value(task).unwrap()
@@ -137,11 +175,15 @@ mod tests {
         let said = of_the_task(&task("queued", "paint"), &members);
         assert_eq!(said[0], "C accepted as a durable paint task");
         assert_eq!(said[1], "T attempt 1 at n2 under 5-7: lost");
-        assert!(said[2].contains("refused: superseded"));
+        assert_eq!(
+            said[2],
+            "  placed by least-loaded among n2 (1 of 4: load 25 %, accepts 3 more, chosen); not n1 (it is draining)"
+        );
+        assert!(said[3].contains("refused: superseded"));
         assert!(
-            said[3].contains("no member knows the job paint"),
+            said[4].contains("no member knows the job paint"),
             "{said:?}"
         );
-        assert!(of_the_task(&task("dead", "paint"), &members)[3].contains("retry"));
+        assert!(of_the_task(&task("dead", "paint"), &members)[4].contains("retry"));
     }
 }

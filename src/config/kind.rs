@@ -76,13 +76,13 @@ kind!(table -> BTreeMap<String, String>,
 });
 kind!(urls -> Vec<String>,
     |v| {
-        let rule = || "a list of http(s) URLs, such as [\"http://10.0.0.5:2379\"]".to_owned();
+        let rule = || "a list of http(s) URLs, such as [\"http://10.0.0.5:2379\"]; registry.user and registry.password_file say who asks".to_owned();
         let list: Vec<String> = match v {
             Value::Array(items) => items.iter().map(|i| i.as_str().map(str::to_owned)).collect::<Option<_>>().ok_or_else(rule)?,
             Value::String(s) => s.split(',').map(|s| s.trim().to_owned()).filter(|s| !s.is_empty()).collect(),
             _ => return Err(rule()),
         };
-        let fits = |u: &String| (u.starts_with("http://") || u.starts_with("https://")) && u.len() > 8;
+        let fits = |u: &String| (u.starts_with("http://") || u.starts_with("https://")) && u.len() > 8 && !u.contains('@');
         if list.iter().all(fits) { Ok(list) } else { Err(rule()) }
     },
     |list| format!("[{}]", list.iter().map(|u| quoted(u)).collect::<Vec<_>>().join(", ")));

@@ -4,6 +4,7 @@
 
 #![allow(dead_code, reason = "each test file uses its own part of this")]
 
+pub mod browser;
 pub mod load;
 pub mod net;
 pub mod secure;

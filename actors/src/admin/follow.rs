@@ -96,7 +96,7 @@ impl Format {
         }
     }
 
-    fn sign_of_life(self) -> &'static str {
+    pub(crate) fn sign_of_life(self) -> &'static str {
         match self {
             Self::Sse => ": still here\n\n",
             Self::Lines => "\n",

@@ -43,7 +43,7 @@ use crate::master::{
     AskMaster, AwaitTasks, CancelTask, GetTask, JournalSnapshot, ListTasks, MasterSnapshot,
     RetryTask, Submit, SubmitAndWait, TaskView,
 };
-use crate::registry::{AskRegistry, KeyView, ListKeys, RegistrySnapshot};
+use crate::registry::{AskRegistry, EditKey, KeyView, ListKeys, RegistrySnapshot, WatchKeys};
 use crate::transport;
 use crate::worker::AskWorker;
 
@@ -73,6 +73,8 @@ pub use process::ProcessView;
 /// Knobs of the admin API, `[admin]` in `config.toml`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AdminSettings {
+    /// Whether keys of the registry may be changed through the API.
+    pub edit_registry: bool,
     /// How long an actor of this node may take to answer.
     pub ask_timeout: Duration,
     /// How long another node may take to answer a carried request.
@@ -112,6 +114,7 @@ pub struct AdminSettings {
 impl Default for AdminSettings {
     fn default() -> Self {
         Self {
+            edit_registry: false,
             ask_timeout: Duration::from_secs(2),
             relay_timeout: Duration::from_secs(5),
             master_wait: Duration::from_secs(2),
@@ -137,6 +140,8 @@ impl Default for AdminSettings {
 pub trait Actors: Send + Sync {
     /// How each actor stands. Must not block.
     fn report(&self) -> Vec<ActorView>;
+    /// The calls that led to an actor's last panic, one a line; `None` when it had none. May block for a fifth of a second.
+    fn trace(&self, name: &str) -> Option<String>;
     /// Breaks an actor on purpose: `panic`, `stop` or `hang`. `Err` says in words why that was not done.
     fn kill(&self, name: &str, how: &str) -> Result<(), String>;
 }
@@ -232,6 +237,10 @@ pub struct AdminSeed {
     pub ask_registry: Recipient<AskRegistry>,
     /// RegistryActor: keys.
     pub list_keys: Recipient<ListKeys>,
+    /// RegistryActor: change a key.
+    pub edit_key: Recipient<EditKey>,
+    /// RegistryActor: changes of keys.
+    pub watch_keys: Recipient<WatchKeys>,
     /// DiscoveryActor: give up mastership.
     pub step_down: Recipient<StepDown>,
     /// DiscoveryActor: send the picture again.
@@ -424,6 +433,19 @@ pub struct ActorView {
     pub busy_with: Option<String>,
 }
 
+/// `GET /v1/actors/{name}/failure`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailureView {
+    /// The node.
+    pub node: String,
+    /// The actor.
+    pub actor: String,
+    /// Its last failure, in words; absent when it never failed.
+    pub failure: Option<String>,
+    /// The calls that led to its last panic, one a line.
+    pub trace: Option<String>,
+}
+
 /// Body of `POST /v1/actors/{name}/kill`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -537,6 +559,9 @@ pub struct RegistryView {
     pub keys: Vec<KeyView>,
     /// How the registry stands, seen from the answering node; absent when that was not answered in time.
     pub registry: Option<RegistrySnapshot>,
+    /// Whether keys may be changed through the answering node (`admin.edit_registry`).
+    #[serde(default)]
+    pub editable: bool,
 }
 
 /// `GET /v1/tasks`: a page, newest first.

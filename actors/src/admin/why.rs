@@ -104,7 +104,11 @@ fn words(record: &Fields) -> String {
         "session.refused" => format!("refused a session with {peer}: {}", get("reason")),
         "session.closed" => format!("its session with {peer} ended: {}", get("reason")),
         "registry.lost" => format!("the registry does not answer: {}", get("err")),
-        "actor.failed" => format!("its {} actor failed: {}", get("actor"), either(record)),
+        "actor.failed" => format!(
+            "its {} actor failed: {}",
+            get("actor"),
+            either_of(record, "err", "reason")
+        ),
         "actor.restarted" => format!(
             "its {} actor was restarted (number {})",
             get("actor"),

@@ -14,6 +14,7 @@ pub mod journal;
 pub mod ledger;
 pub mod legacy;
 pub mod lines;
+pub mod placements;
 pub mod pulse;
 pub mod record;
 pub mod reign;
@@ -390,6 +391,49 @@ pub struct AttemptView {
     pub finished: Option<String>,
     /// `running`, `done`, `failed`, `lost`, `timed-out`, …
     pub outcome: String,
+    /// How its executor was chosen; only of one task that is asked for, while this master remembers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub placement: Option<PlacementView>,
+}
+
+/// Why an attempt went where it went, as the API shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlacementView {
+    /// What chose among the candidates.
+    pub balancer: BalancerKind,
+    /// Who could have taken it, with what the balancer looked at.
+    pub candidates: Vec<CandidateView>,
+    /// Candidates beyond those named.
+    #[serde(default)]
+    pub more: usize,
+    /// Who could not.
+    pub excluded: Vec<ExcludedView>,
+}
+
+/// A worker that could have taken an attempt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CandidateView {
+    /// Its name.
+    pub node: String,
+    /// Attempts it had.
+    pub outstanding: u32,
+    /// Attempts it runs side by side.
+    pub capacity: u32,
+    /// How many more it accepted.
+    pub credit: u32,
+    /// Outstanding relative to capacity: the score; the lower, the better.
+    pub load_percent: u64,
+    /// Whether it was this one.
+    pub chosen: bool,
+}
+
+/// A member that cannot take a task.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExcludedView {
+    /// Its name.
+    pub node: String,
+    /// In words.
+    pub why: String,
 }
 
 /// A refused result, as the API shows it.
@@ -444,6 +488,9 @@ pub struct TaskView {
     /// The trace that it belongs to: what a `traceparent` said when it was submitted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace_id: Option<String>,
+    /// Who cannot take it now and why, while it is queued; only of one task that is asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub excluded: Vec<ExcludedView>,
     /// Whether the answer may be old.
     pub stale: bool,
 }

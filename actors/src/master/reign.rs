@@ -3,6 +3,7 @@
 //! A reign begins by waiting: until every registered worker has reported (or a while has passed), tasks of the reign before
 //! are kept aside, for what workers run or have done must not be queued again. New tasks go out at once.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,7 @@ use super::generator::Generator;
 use super::journal::{Journal, Replayed};
 use super::ledger::{Committed, Ledger, LedgerSettings, Place, Verdict, WorkerId};
 use super::legacy::Will;
+use super::placements::{Excluded, Placements};
 use super::record::Record;
 use super::roster::{Roster, why_nobody, worker_of};
 use super::{GeneratorSettings, MasterSettings, MasterWorks};
@@ -47,6 +49,8 @@ pub struct Reign {
     pub frozen: bool,
     /// Results refused, by reason.
     pub refused: BTreeMap<String, u64>,
+    /// How the newest attempts were placed.
+    pub placements: Placements,
     /// Attempts and results of former reigns that workers told of.
     pub adopted: u64,
     /// Until then tasks of before wait for the reports of all workers.
@@ -112,6 +116,7 @@ struct Head {
     place: Place,
     task: TaskId,
     able: Vec<Able>,
+    excluded: Excluded,
 }
 
 impl Head {
@@ -145,6 +150,7 @@ impl Reign {
             generator: Generator::new(generator),
             frozen: false,
             refused: BTreeMap::new(),
+            placements: Placements::default(),
             adopted: 0,
             recovering: Some(now + settings.recovery_wait),
             inherited: BTreeMap::new(),
@@ -164,6 +170,7 @@ impl Reign {
         let (open, finished) = before.ledger.take_open();
         self.ledger = finished;
         self.generator = before.generator;
+        self.placements = before.placements;
         self.inherited = before.inherited;
         self.inherited
             .extend(open.into_iter().map(|e| (e.spec.id, e)));
@@ -428,10 +435,14 @@ impl Reign {
             }
             let (id, line) = (heads[at].task, heads[at].line);
             match self.choose(id, &heads[at].able, balancer, cluster, rng) {
-                Some(worker) => {
+                Some((worker, among)) => {
                     let Some(assignment) = self.ledger.lease(id, worker, self.epoch, now) else {
                         break;
                     };
+                    let (attempt, by) = (assignment.attempt, balancer.kind());
+                    let excluded = &heads[at].excluded;
+                    self.placements
+                        .keep(attempt, worker.id, by, &among, excluded);
                     self.roster.spend(worker);
                     let lot = lots.entry(worker.id).or_insert((worker, Vec::new()));
                     lot.1.push(assignment);
@@ -479,7 +490,7 @@ impl Reign {
                 continue;
             };
             let load = |worker| self.ledger.load(worker);
-            let able = self.roster.able(needs, cluster, works, load, now);
+            let (able, excluded) = self.roster.sort(needs, cluster, works, load, now);
             if able.is_empty() {
                 if matched.waiting.is_none() {
                     matched.waiting = why_nobody(needs, cluster, works);
@@ -491,31 +502,33 @@ impl Reign {
                 place,
                 task,
                 able,
+                excluded: excluded.into(),
             });
         }
         heads
     }
 
-    /// The worker for this task; `None` when those that are able each run somebody else that may kill them.
-    fn choose<R: Rng + ?Sized>(
+    /// The worker for this task, and among whom it was chosen; `None` when those that are able each run somebody else that may
+    /// kill them.
+    fn choose<'a, R: Rng + ?Sized>(
         &self,
         task: TaskId,
-        able: &[Able],
+        able: &'a [Able],
         balancer: &mut Balancer,
         cluster: &Cluster,
         rng: &mut R,
-    ) -> Option<WorkerId> {
-        let id = match self.ledger.suspicion(task) {
-            None => balancer.pick(able, rng),
+    ) -> Option<(WorkerId, Cow<'a, [Able]>)> {
+        let among = match self.ledger.suspicion(task) {
+            None => Cow::Borrowed(able),
             Some(taken) => {
                 let free = |a: &&Able| {
                     worker_of(cluster, a.id).is_some_and(|worker| !taken.contains(&worker))
                 };
-                let free: Vec<Able> = able.iter().filter(free).copied().collect();
-                balancer.pick(&free, rng)
+                able.iter().filter(free).copied().collect()
             }
         };
-        worker_of(cluster, id?)
+        let id = balancer.pick(&among, rng)?;
+        Some((worker_of(cluster, id)?, among))
     }
 
     /// Everything that is open, for an heir.

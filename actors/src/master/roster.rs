@@ -80,31 +80,54 @@ impl Roster {
         missing.map(|m| m.registration.name.clone()).collect()
     }
 
-    /// Who could take this task now, sorted by id; `load` is how many attempts a worker has.
-    pub fn able(
+    /// Who could take this task now, sorted by id, and who could not and why; `load` is how many attempts a worker has.
+    pub fn sort(
         &self,
         task: &Needs,
         cluster: &Cluster,
         works: MasterWorks,
         load: impl Fn(WorkerId) -> u32,
         now: Instant,
-    ) -> Vec<Able> {
-        let mut able: Vec<Able> = candidates(cluster, works)
-            .filter(|m| fits(m, task))
-            .filter_map(|m| {
-                let worker = worker_id(m);
-                let standing = self.reported.get(&worker)?;
-                let paused = standing.paused.is_some_and(|until| until > now);
-                (standing.credit > 0 && !paused).then(|| Able {
+    ) -> (Vec<Able>, Vec<(NodeId, &'static str)>) {
+        let myself = myself(cluster, works);
+        let (mut able, mut excluded) = (Vec::new(), Vec::new());
+        for m in &cluster.members {
+            let worker = worker_id(m);
+            let mine = if worker.id == cluster.me {
+                myself
+            } else {
+                Ok(())
+            };
+            let judged = serves(m, cluster.me)
+                .and(mine)
+                .and_then(|()| fits(m, task))
+                .and_then(|()| self.credit(worker, now));
+            match judged {
+                Ok(credit) => able.push(Able {
                     id: worker.id,
                     outstanding: load(worker),
                     capacity: m.registration.capacity,
-                    credit: standing.credit,
-                })
-            })
-            .collect();
+                    credit,
+                }),
+                Err(why) => excluded.push((worker.id, why)),
+            }
+        }
         able.sort_by_key(|w| w.id);
-        able
+        (able, excluded)
+    }
+
+    /// How much more it accepts now, or why nothing.
+    fn credit(&self, worker: WorkerId, now: Instant) -> Result<u32, &'static str> {
+        let Some(standing) = self.reported.get(&worker) else {
+            return Err("it has not reported what it runs");
+        };
+        if standing.paused.is_some_and(|until| until > now) {
+            return Err("its queue was full a moment ago");
+        }
+        match standing.credit {
+            0 => Err("it is busy: it accepts no more now"),
+            credit => Ok(credit),
+        }
     }
 }
 
@@ -130,27 +153,58 @@ fn workers(cluster: &Cluster) -> impl Iterator<Item = &Member> {
 
 /// Workers that may be given work: alive, and the master itself only as it is told.
 fn candidates(cluster: &Cluster, works: MasterWorks) -> impl Iterator<Item = &Member> {
-    let me = cluster.me;
-    // A master that leaves without an heir goes on by itself until it is gone; whether it takes more, its credit says.
-    let leaving = move |m: &Member| m.state == MemberState::Draining && m.registration.id == me;
-    let serving = move |m: &&Member| (m.state == MemberState::Alive || leaving(m)) && m.session;
-    let others = workers(cluster)
-        .filter(serving)
-        .any(|m| m.registration.id != me);
-    let myself = match works {
-        MasterWorks::Always => true,
-        MasterWorks::Never => false,
-        MasterWorks::WhenAlone => !others,
-    };
-    workers(cluster)
-        .filter(serving)
-        .filter(move |m| m.registration.id != me || myself)
+    let (me, myself) = (cluster.me, myself(cluster, works).is_ok());
+    let serving = cluster
+        .members
+        .iter()
+        .filter(move |m| serves(m, me).is_ok());
+    serving.filter(move |m| m.registration.id != me || myself)
 }
 
-fn fits(member: &Member, task: &Needs) -> bool {
+/// Whether this member does work at all, or why not.
+fn serves(member: &Member, me: NodeId) -> Result<(), &'static str> {
+    // A master that leaves without an heir goes on by itself until it is gone; whether it takes more, its credit says.
+    let leaving = member.state == MemberState::Draining && member.registration.id == me;
+    if !member.registration.is_worker() {
+        return Err("it is no worker");
+    }
+    match member.state {
+        MemberState::Alive => {}
+        _ if leaving => {}
+        MemberState::Draining => return Err("it is draining"),
+        MemberState::Suspect => return Err("it is suspect"),
+        MemberState::CutOff => return Err("it is cut off"),
+        MemberState::Joining => return Err("it is joining"),
+    }
+    if !member.session {
+        return Err("there is no session with it");
+    }
+    Ok(())
+}
+
+/// Whether the master itself works, or why not.
+fn myself(cluster: &Cluster, works: MasterWorks) -> Result<(), &'static str> {
+    let me = cluster.me;
+    let mut serving = cluster.members.iter().filter(|m| serves(m, me).is_ok());
+    match works {
+        MasterWorks::Always => Ok(()),
+        MasterWorks::Never => Err("it leads, and the master never works here"),
+        MasterWorks::WhenAlone if serving.any(|m| m.registration.id != me) => {
+            Err("it leads, and the master works only while it is alone")
+        }
+        MasterWorks::WhenAlone => Ok(()),
+    }
+}
+
+fn fits(member: &Member, task: &Needs) -> Result<(), &'static str> {
     let r = &member.registration;
-    let tagged = task.require.iter().all(|(k, v)| r.tags.get(k) == Some(v));
-    tagged && r.jobs.iter().any(|job| **job == *task.job)
+    if !r.jobs.iter().any(|job| **job == *task.job) {
+        return Err("it does not know the job");
+    }
+    match task.require.iter().all(|(k, v)| r.tags.get(k) == Some(v)) {
+        true => Ok(()),
+        false => Err("it lacks a tag that the task requires"),
+    }
 }
 
 /// Why nobody can take a task, in words; `None` when it only waits for a worker that is busy.
@@ -163,7 +217,7 @@ pub fn why_nobody(task: &Needs, cluster: &Cluster, works: MasterWorks) -> Option
     if !serving.iter().any(knows) {
         return Some(format!("no worker knows the job {:?}", task.job));
     }
-    if !serving.iter().any(|m| fits(m, task)) {
+    if !serving.iter().any(|m| fits(m, task).is_ok()) {
         return Some(format!(
             "no worker that knows the job {:?} has the tags {:?}",
             task.job, task.require
@@ -237,7 +291,8 @@ mod tests {
     }
 
     fn able(roster: &Roster, task: &Needs, cluster: &Cluster, works: MasterWorks) -> Vec<u128> {
-        let able = roster.able(task, cluster, works, |_| 0, Instant::now());
+        let (able, excluded) = roster.sort(task, cluster, works, |_| 0, Instant::now());
+        assert_eq!(able.len() + excluded.len(), cluster.members.len());
         able.iter().map(|w| w.id.0).collect()
     }
 

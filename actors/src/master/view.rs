@@ -23,6 +23,7 @@ pub fn view(task: &Task, cluster: Option<&Cluster>, window: Duration) -> TaskVie
         started: at(t.started_ms),
         finished: at(t.finished_ms),
         outcome: t.ending.as_str().to_owned(),
+        placement: None,
     });
     let refused = task.refused().iter().map(|r| RefusalView {
         n: r.attempt.n,
@@ -55,6 +56,7 @@ pub fn view(task: &Task, cluster: Option<&Cluster>, window: Duration) -> TaskVie
         progress: task.progress().map(str::to_owned),
         meta: (*task.spec.meta).clone(),
         trace_id: trace::of(&task.spec.meta).map(str::to_owned),
+        excluded: Vec::new(),
         stale: false,
     }
 }

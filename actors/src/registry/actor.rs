@@ -19,7 +19,8 @@ use tokio::time::Instant;
 use super::keeper::{Session, Shared};
 use super::session::{Keys, Mirror, Registered, View};
 use super::{
-    AskRegistry, Backend, KeyView, ListKeys, RegistryError, RegistrySettings, RegistrySnapshot,
+    AskRegistry, Backend, EditKey, EditRefused, KeyView, ListKeys, RegistryError, RegistrySettings,
+    RegistrySnapshot, WatchKeys, WatchStream,
 };
 use crate::cluster::{Identity, Registration};
 use crate::id::{Epoch, Generation, Incarnation};
@@ -309,6 +310,26 @@ impl Handler<ListKeys> for RegistryActor {
         handling::<ListKeys>();
         let session = self.session();
         Box::pin(async move { session.list_keys(&msg.prefix).await })
+    }
+}
+
+impl Handler<EditKey> for RegistryActor {
+    type Result = ResponseFuture<Result<i64, EditRefused>>;
+
+    fn handle(&mut self, msg: EditKey, _: &mut Self::Context) -> Self::Result {
+        handling::<EditKey>();
+        let session = self.session();
+        Box::pin(async move { session.edit_key(msg).await })
+    }
+}
+
+impl Handler<WatchKeys> for RegistryActor {
+    type Result = ResponseFuture<Result<WatchStream, RegistryError>>;
+
+    fn handle(&mut self, msg: WatchKeys, _: &mut Self::Context) -> Self::Result {
+        handling::<WatchKeys>();
+        let session = self.session();
+        Box::pin(async move { session.watch_keys(&msg.prefix).await })
     }
 }
 

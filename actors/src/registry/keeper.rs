@@ -2,7 +2,6 @@
 //! discovery decides on. All on RegistryActor's thread, which owns it.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -17,11 +16,11 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::actor::{RegistryEvent, RegistrySeed, roll_name};
 use super::session::{
     Continuity, Keys, Leftover, Mirror, Registered, Seat, View, amend, claim, clear_leftover,
-    condemn, judge_seat, key_view, owner_of, register,
+    condemn, judge_seat, owner_of, register,
 };
 use super::{
-    Compare, KeyView, Kv, Lease, Listing, Op, RegistryError, Txn, TxnOutcome, WatchBatch,
-    WatchStream,
+    Compare, EditKey, EditRefused, KeyView, Kv, Lease, Listing, Op, RegistryError, Txn, TxnOutcome,
+    WatchBatch, WatchStream, operator,
 };
 use crate::backoff::Backoff;
 use crate::cluster::{MasterRecord, Registration};
@@ -298,24 +297,16 @@ impl Session {
     }
 
     pub(super) async fn list_keys(&self, prefix: &str) -> Result<Vec<KeyView>, RegistryError> {
-        let prefix = if prefix.starts_with('/') {
-            prefix.to_owned()
-        } else {
-            format!("{}{prefix}", self.keys.prefix())
-        };
-        let listing = self.seed.backend.list(&prefix).await?;
-        let mut leases: BTreeMap<i64, Option<u64>> = BTreeMap::new();
-        for kv in &listing.kvs {
-            if kv.lease != 0 && !leases.contains_key(&kv.lease) {
-                let left = self.seed.backend.remaining(kv.lease).await.ok();
-                leases.insert(kv.lease, left.map(|d| d.as_secs()));
-            }
-        }
-        let view = self.shared.borrow().mirror.view(&self.keys).0;
-        let keys = listing.kvs.iter();
-        Ok(keys
-            .map(|kv| key_view(kv, &view, leases.get(&kv.lease).copied().flatten()))
-            .collect())
+        let view = || self.shared.borrow().mirror.view(&self.keys).0;
+        operator::list(&*self.seed.backend, &self.keys, prefix, view).await
+    }
+
+    pub(super) async fn edit_key(&self, edit: EditKey) -> Result<i64, EditRefused> {
+        operator::edit(&*self.seed.backend, &self.keys, edit).await
+    }
+
+    pub(super) async fn watch_keys(&self, prefix: &str) -> Result<WatchStream, RegistryError> {
+        operator::watch(&*self.seed.backend, &self.keys, prefix).await
     }
 
     // --- our registration ----------------------------------------------------------------------------------------

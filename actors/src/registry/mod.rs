@@ -21,6 +21,7 @@ pub mod copy;
 pub mod embedded;
 pub mod etcd;
 mod keeper;
+pub mod operator;
 pub mod session;
 
 /// One key with what the registry knows of it.
@@ -273,6 +274,54 @@ impl Default for RegistrySettings {
 #[derive(Clone, Debug, actix::Message)]
 #[rtype(result = "Result<Vec<KeyView>, RegistryError>")]
 pub struct ListKeys {
+    /// Relative to the cluster's prefix unless it starts with `/`.
+    pub prefix: String,
+}
+
+/// Change or delete one key, if it still is as it was seen.
+#[derive(Clone, Debug, actix::Message)]
+#[rtype(result = "Result<i64, EditRefused>")]
+pub struct EditKey {
+    /// Relative to the cluster's prefix unless it starts with `/`.
+    pub key: String,
+    /// Its `mod_revision` when it was looked at.
+    pub seen: i64,
+    /// What it becomes; `None` deletes it.
+    pub value: Option<Bytes>,
+}
+
+/// Why a key was not changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EditRefused {
+    /// It is no key of this cluster; nothing was changed.
+    #[error("{key} is not below {prefix}: only keys of this cluster are changed here")]
+    Foreign {
+        /// The key.
+        key: String,
+        /// Where the cluster's keys are.
+        prefix: String,
+    },
+    /// Somebody changed it meanwhile, or it is gone (0); nothing was changed.
+    #[error(
+        "{key} was changed since it was looked at: seen at revision {seen}, now at {is} (0: it is gone); look again"
+    )]
+    Changed {
+        /// The key.
+        key: String,
+        /// The revision that was seen.
+        seen: i64,
+        /// The revision it is at, or the registry's.
+        is: i64,
+    },
+    /// The registry did not do it, or its answer was lost.
+    #[error("{0}")]
+    Registry(#[from] RegistryError),
+}
+
+/// Watch keys for an operator.
+#[derive(Clone, Debug, actix::Message)]
+#[rtype(result = "Result<WatchStream, RegistryError>")]
+pub struct WatchKeys {
     /// Relative to the cluster's prefix unless it starts with `/`.
     pub prefix: String,
 }

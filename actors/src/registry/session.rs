@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use super::{Change, Compare, KeyView, Kv, Listing, Op, Txn, WatchBatch};
+use super::{Change, Compare, Kv, Listing, Op, Txn, WatchBatch};
 use crate::cluster::{Master, MasterRecord, Registration};
 use crate::id::{Epoch, Generation, Incarnation, NodeId};
 use crate::planted;
@@ -520,30 +520,6 @@ pub fn condemn(keys: &Keys, me: (&str, Incarnation), peer: &Registered) -> Txn {
         txn.when.clear();
     }
     txn
-}
-
-/// A key as an operator is shown it.
-pub(super) fn key_view(kv: &Kv, view: &View, ttl_s: Option<u64>) -> KeyView {
-    let text = String::from_utf8_lossy(&kv.value);
-    let value = serde_json::from_slice(&kv.value)
-        .unwrap_or_else(|_| serde_json::Value::String(text.into_owned()));
-    let id = value.get("id").and_then(|id| id.as_str()?.parse().ok());
-    let id = id.or_else(|| owner_of(kv));
-    let member = view.members.iter().find(|m| Some(m.registration.id) == id);
-    let stale = match (id, member) {
-        (Some(_), None) => Some("its owner is not registered".to_owned()),
-        _ => None,
-    };
-    KeyView {
-        key: kv.key.clone(),
-        value,
-        create_revision: kv.create_revision,
-        mod_revision: kv.mod_revision,
-        lease: kv.lease,
-        ttl_s,
-        owner: member.map(|m| m.registration.name.clone()),
-        stale,
-    }
 }
 
 #[cfg(test)]

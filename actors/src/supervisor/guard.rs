@@ -24,7 +24,7 @@ use futures_util::stream::StreamExt;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::sync::oneshot;
 
-use super::panics::guarded;
+use super::panics::{Caught, guarded};
 use super::policy::Exit;
 use super::pulse::{Pulse, handling_part};
 use super::{How, Mailbox, ShutdownReport};
@@ -196,7 +196,7 @@ impl<A: Actor<Context = Context<A>>> Guard<A> {
         self.inbox.borrow_mut().retired = false;
         match guarded(|| self.bear()) {
             Ok(life) => self.life = Some(life),
-            Err(failure) => self.exit(Exit::Panic(failure)),
+            Err(caught) => self.panicked(caught),
         }
     }
 
@@ -267,8 +267,13 @@ impl<A: Actor<Context = Context<A>>> Guard<A> {
                 }
             }
             Ok(Poll::Ready(exit)) => self.exit(exit),
-            Err(failure) => self.exit(Exit::Panic(failure)),
+            Err(caught) => self.panicked(caught),
         }
+    }
+
+    fn panicked(&mut self, caught: Caught) {
+        self.link.pulse.keep_trace(caught.trace);
+        self.exit(Exit::Panic(caught.message));
     }
 
     fn exit(&mut self, exit: Exit) {
@@ -295,9 +300,9 @@ impl<A: Actor<Context = Context<A>>> Guard<A> {
             life.future.ctx().terminate();
             drop(life);
         });
-        if let Err(failure) = buried {
+        if let Err(caught) = buried {
             let actor = self.link.pulse.name;
-            log::error!(event = "actor.failed", actor, err = failure.as_str(); "its remains panicked while they were dropped");
+            log::error!(event = "actor.failed", actor, err = caught.message.as_str(); "its remains panicked while they were dropped");
         }
     }
 }

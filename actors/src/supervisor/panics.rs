@@ -1,13 +1,24 @@
 //! Catching a panic with its place: what the guard needs of the standard library's panic machinery.
 
 use std::any::Any;
+use std::backtrace::Backtrace;
 use std::cell::{Cell, RefCell};
 use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
-use std::sync::Once;
+use std::sync::{Arc, Once};
+
+/// A panic that was caught.
+#[derive(Clone, Debug)]
+pub(super) struct Caught {
+    /// Message and place.
+    pub(super) message: String,
+    /// The calls that led there, when the hook is installed. Names are looked up when it is first shown, not here: taking it costs
+    /// microseconds, the names a fifth of a second.
+    pub(super) trace: Option<Arc<Backtrace>>,
+}
 
 thread_local! {
-    /// Message and place of the panic this thread is in, from the hook to whoever catches it.
-    static LAST_PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
+    /// The panic this thread is in, from the hook to whoever catches it.
+    static LAST_PANIC: RefCell<Option<Caught>> = const { RefCell::new(None) };
     /// Whether a guard is going to catch, so that the hook stays silent: the supervisor logs it, once.
     static GUARDED: Cell<bool> = const { Cell::new(false) };
 }
@@ -24,7 +35,11 @@ pub fn install_panic_hook() {
             if !GUARDED.get() {
                 return previous(info);
             }
-            LAST_PANIC.with_borrow_mut(|last| *last = Some(with_place(info)));
+            let caught = Caught {
+                message: with_place(info),
+                trace: Some(Arc::new(Backtrace::force_capture())),
+            };
+            LAST_PANIC.with_borrow_mut(|last| *last = Some(caught));
         }));
     });
 }
@@ -47,21 +62,24 @@ fn message_of(payload: &(dyn Any + Send)) -> String {
     }
 }
 
-/// Runs `f`; a panic becomes its message.
+/// Runs `f`; a panic becomes its message and its trace.
 ///
 /// Whatever `f` touched must be thrown away after a panic; that is what makes asserting unwind safety honest.
-pub(super) fn guarded<T>(f: impl FnOnce() -> T) -> Result<T, String> {
+pub(super) fn guarded<T>(f: impl FnOnce() -> T) -> Result<T, Caught> {
     let outer = GUARDED.replace(true);
     LAST_PANIC.with_borrow_mut(|last| *last = None);
     let outcome = panic::catch_unwind(AssertUnwindSafe(f));
     GUARDED.set(outer);
     outcome.map_err(|payload| {
-        let message = LAST_PANIC
+        let caught = LAST_PANIC
             .with_borrow_mut(Option::take)
-            .unwrap_or_else(|| message_of(&*payload));
+            .unwrap_or_else(|| Caught {
+                message: message_of(&*payload),
+                trace: None,
+            });
         // A payload may panic in its own drop; a leaked one cannot.
         std::mem::forget(payload);
-        message
+        caught
     })
 }
 
@@ -73,16 +91,20 @@ mod tests {
     fn a_caught_panic_names_its_message_and_place() {
         install_panic_hook();
         install_panic_hook();
-        let caught = guarded(|| panic!("no {}", "luck")).unwrap_err();
+        let Caught {
+            message: caught,
+            trace,
+        } = guarded(|| panic!("no {}", "luck")).unwrap_err();
+        assert!(trace.is_some_and(|trace| trace.to_string().contains("panics::")));
         assert!(
             caught.starts_with("no luck, at ") && caught.contains("panics.rs:"),
             "{caught}"
         );
-        let caught = guarded(|| panic::panic_any(7)).unwrap_err();
+        let caught = guarded(|| panic::panic_any(7)).unwrap_err().message;
         assert!(
             caught.starts_with("a value that is no text, at "),
             "{caught}"
         );
-        assert_eq!(guarded(|| 7), Ok(7));
+        assert_eq!(guarded(|| 7).unwrap(), 7);
     }
 }

@@ -1,5 +1,6 @@
 //! What a guard publishes of its actor, in atomics, so that it can be read from any thread while the actor's own is stuck.
 
+use std::backtrace::Backtrace;
 use std::cell::RefCell;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize};
@@ -62,7 +63,12 @@ pub(super) struct Pulse {
     last_failure: Mutex<Option<String>>,
     /// The message that is handled now; empty for a timer or a future of the actor's own.
     handling: Mutex<&'static str>,
+    /// Of the last panic; a later failure without one leaves it.
+    trace: Mutex<Option<Arc<Backtrace>>>,
 }
+
+/// Characters of a trace that are told: more than any has, and well below what a frame carries to another node.
+const MAX_TRACE: usize = 64 * 1024;
 
 const RUNNING: u8 = 0;
 const RESTARTING: u8 = 1;
@@ -83,6 +89,7 @@ impl Pulse {
             kill_pending: AtomicBool::new(false),
             last_failure: Mutex::new(None),
             handling: Mutex::new(""),
+            trace: Mutex::new(None),
         }
     }
 
@@ -91,6 +98,21 @@ impl Pulse {
         self.restarts.store(life.saturating_sub(1), Relaxed);
         self.alive_since.store(now_us(), Relaxed);
         self.state.store(RUNNING, SeqCst);
+    }
+
+    /// The calls that led to a panic.
+    pub(super) fn keep_trace(&self, trace: Option<Arc<Backtrace>>) {
+        *self.trace.lock().unwrap_or_else(PoisonError::into_inner) = trace;
+    }
+
+    /// The calls that led to the last panic, by their names.
+    pub(super) fn trace(&self) -> Option<String> {
+        let trace = self
+            .trace
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()?;
+        Some(trace.to_string().chars().take(MAX_TRACE).collect())
     }
 
     /// A life ended, and whether there will be another is not known yet.

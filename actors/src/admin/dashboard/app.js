@@ -10,7 +10,7 @@ const root = document.getElementById('page');
 const scrub = document.getElementById('scrub');
 // What makes a page draw itself again.
 const PAGES = {
-  cluster: { draw: () => cluster.draw(root), on: ['members', 'beat'] },
+  cluster: { draw: () => cluster.draw(root), on: ['members', 'status', 'beat'] },
   actors: { draw: () => pages.actors(root), on: ['actors', 'beat'] },
   tasks: { enter: (arg) => tasks.enter(root, arg), draw: () => tasks.draw(root), beat: tasks.refresh, on: ['records'] },
   events: { enter: (arg) => pages.only(arg ?? ''), draw: () => pages.records(root, true), on: ['records'] },

@@ -21,6 +21,7 @@ export function draw(root) {
       card('lease remaining, as last told', span(registry?.lease_remaining_s)),
       ...['queued', 'leased', 'done', 'failed', 'dead'].map((s) => card(`tasks ${s}`, counts ? String(counts[s] ?? 0) : '–', s === 'dead' && counts?.[s] ? 'bad' : '')),
       spark('finished a second, all nodes watched', state.rates, '/s'),
+      spark('from creation to start, tasks in the log', state.waits, 'ms'),
       spark('run time of finished tasks', state.runs, 'ms')),
     h('h2', {}, 'Map'), map(p, lead),
     h('h2', {}, 'Who hears whom'),

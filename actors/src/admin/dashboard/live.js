@@ -1,7 +1,7 @@
 // What is known of the cluster, kept up to date: the records of all nodes as lines of JSON, and the pictures that those
 // records say have changed. Everything kept is bounded. When this node no longer answers, `contact` says since when.
 
-import { ask, get, segment } from '/parts.js';
+import { get, segment, stream } from '/parts.js';
 
 const RECORDS = 3000;       // about the size of what the node itself keeps
 const FRAMES = 900;         // the recorded window of the time scrubber: half an hour at one every two seconds
@@ -10,7 +10,7 @@ const BEAT = 2000;
 const PATIENCE = 3000;
 
 export const state = {
-  status: null, members: null, actors: null, views: new Map(), statuses: new Map(), records: [], frames: [], rates: [], runs: [],
+  status: null, members: null, actors: null, views: new Map(), statuses: new Map(), records: [], frames: [], rates: [], waits: [], runs: [],
   contact: { live: false, since: Date.now(), stream: false }, at: null,
 };
 
@@ -36,6 +36,8 @@ function later(name, after, ask) {
 }
 
 async function lookAtMembers() { state.members = await get('/v1/members', PATIENCE); record(); }
+// Apart from the members: counts are asked of the master, who may be the one that is gone.
+async function lookAtStatus() { state.status = await get('/v1/status', PATIENCE); record(); }
 async function lookAtActors() { state.actors = await get('/v1/actors', 8000); record(); }
 
 function take(fields) {
@@ -47,44 +49,51 @@ function take(fields) {
   }
   state.records.push(fields);
   if (state.records.length > RECORDS) state.records.splice(0, state.records.length - RECORDS);
-  if (fields.event === 'task.finished' && Number.isFinite(fields.duration_ms)) {
-    state.runs.push(fields.duration_ms);
-    if (state.runs.length > 200) state.runs.shift();
-  }
+  time(fields);
   const kind = String(fields.event);
-  if (/^(peer|master|node|session|registry)\./.test(kind)) later('members', 60, lookAtMembers);
-  if (/^actor\./.test(kind)) later('actors', 60, lookAtActors);
+  if (/^(peer|master|node|session|registry)\./.test(kind)) {
+    later('members', 60, lookAtMembers);
+    later('status', 60, lookAtStatus);
+  }
+  if (/^(actor|peer|node)\./.test(kind)) later('actors', 60, lookAtActors);
   later('records', 100, async () => {});
 }
 
-async function lines() {
-  const after = newest ? `&after=${segment(newest)}` : '&limit=500';
-  const response = await ask(`/v1/logs?node=*${after}`, { headers: { accept: 'application/x-ndjson' } });
-  if (!response.ok) throw new Error(`status ${response.status}`);
-  state.contact.stream = true;
-  changed('contact');
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = '';
-  for (;;) {
-    const { done, value } = await reader.read();
-    if (done) return;
-    const whole = (rest + value).split('\n');
-    rest = whole.pop();
-    for (const line of whole.filter(Boolean)) {
-      try {
-        const fields = JSON.parse(line);
-        if (fields.hlc > newest) newest = fields.hlc;
-        take(fields.event === 'lagged' ? { ...fields, notice: true, ts: new Date().toISOString(), level: 'warn', msg: 'records were missed' } : fields);
-      } catch { /* Not ours. */ }
-    }
+const created = new Map();  // when tasks that wait were made, by id
+
+// What a task's records say of how long it waited and ran.
+function time(fields) {
+  if (fields.event === 'task.created') {
+    created.set(fields.task, Date.parse(fields.ts));
+    if (created.size > RECORDS) created.delete(created.keys().next().value);
   }
+  if (fields.event === 'task.started' && created.has(fields.task)) {
+    keep(state.waits, Math.max(0, Date.parse(fields.ts) - created.get(fields.task)));
+    created.delete(fields.task);
+  }
+  if (fields.event === 'task.finished' && Number.isFinite(fields.duration_ms)) keep(state.runs, fields.duration_ms);
+}
+
+function keep(points, point) {
+  points.push(point);
+  if (points.length > 200) points.shift();
+}
+
+function heard(fields) {
+  if (fields.hlc > newest) newest = fields.hlc;
+  take(fields.event === 'lagged' ? { ...fields, notice: true, ts: new Date().toISOString(), level: 'warn', msg: 'records were missed' } : fields);
+}
+
+function contact(stream) {
+  state.contact.stream = stream;
+  changed('contact');
 }
 
 // A stream that ends, or is refused, is opened again; it goes on after the newest record.
 async function follow() {
-  try { await lines(); } catch { /* The next try says more. */ }
-  state.contact.stream = false;
-  changed('contact');
+  const after = newest ? `&after=${segment(newest)}` : '&limit=500';
+  try { await stream(`/v1/logs?node=*${after}`, () => contact(true), heard); } catch { /* The next try says more. */ }
+  contact(false);
   setTimeout(follow, 2000);
 }
 

@@ -1,7 +1,28 @@
 // Actors, Events, Logs and Registry.
 
-import { act, api, clock, get, grade, h, row, segment, short, span, table } from '/parts.js';
+import { act, api, clock, get, grade, h, row, segment, short, span, stream, table, toast } from '/parts.js';
 import { picture, state, until } from '/live.js';
+
+// Failures that are open, with the calls that led there, by node and actor.
+const failures = new Map();
+
+async function unfold(root, node, actor) {
+  const key = `${node}/${actor}`;
+  if (failures.delete(key)) return actors(root);
+  failures.set(key, 'Reading …');
+  actors(root);
+  try {
+    const answer = await get(`/v1/actors/${segment(actor)}/failure?node=${segment(node)}`);
+    failures.set(key, answer.trace ?? 'It did not panic: there are no calls to show.');
+  } catch (error) { failures.set(key, error.message); }
+  return actors(root);
+}
+
+function failed(root, n, a) {
+  if (!a.last_failure) return '–';
+  const open = failures.get(`${n.node}/${a.name}`);
+  return h('td', {}, h('button', { class: 'inline', 'aria-expanded': String(open !== undefined), onclick: () => unfold(root, n.node, a.name) }, short(a.last_failure)), open === undefined ? '' : h('pre', { class: 'trace' }, open));
+}
 
 export function actors(root) {
   const nodes = picture().actors?.nodes;
@@ -11,7 +32,7 @@ export function actors(root) {
     h('h2', {}, n.node, n.state ? h('span', { class: 'bad' }, ` ${n.state}: ${n.error}`) : ''),
     n.actors.length ? table(['actor', 'state', 'restarts', 'mailbox', 'handled', 'up', 'last failure', ''], n.actors.map((a) => row(
       a.name, h('td', { class: grade(a.state) }, a.state), String(a.restarts), a.mailbox === null ? '–' : String(a.mailbox), String(a.handled), span(a.uptime_s),
-      a.last_failure ? h('td', {}, h('details', {}, h('summary', {}, short(a.last_failure.split('\n')[0])), h('pre', {}, a.last_failure))) : '–',
+      failed(root, n, a),
       h('td', {}, h('div', { class: 'row' }, ['panic', 'stop', 'hang'].map((how) => h('button', { class: 'danger', onclick: () => kill(n.node, a.name, how), 'aria-label': `${how} ${a.name} of ${n.node}` }, how))))))) : '',
   ]));
   return undefined;
@@ -52,35 +73,99 @@ function line(r) {
   return h('div', {}, h('span', { class: 'soft' }, `${(r.ts ?? '').slice(11, 23)} `), h('span', { class: tone }, `${(r.level ?? '').padEnd(5)} `), r.node ? filter(r.node) : '', ` ${r.actor ?? ''} `, h('b', {}, r.event ?? ''), ` ${r.msg ?? ''}`, more);
 }
 
-const shelf = { keys: null, error: null, at: 0, root: null, marks: new Map() };
+const MARKED = 10000;       // ms that a change stays marked
+const PAUSE = 250;          // ms between two looks at the keys
+const shelf = { keys: null, editable: false, error: null, at: 0, marks: new Map(), edited: null, source: null, due: false, reading: false };
 
-export async function registry(root) {
-  shelf.root = root;
-  try { shelf.keys = (await get('/v1/registry?prefix=', 5000)).keys; shelf.error = null; } catch (error) { shelf.error = error.message; }
-  shelf.at = shelf.error ? shelf.at : Date.now();
-  drawRegistry(root);
+// The keys, read again whenever the registry tells of a change.
+export function registry(root) {
+  if (!shelf.source) watch(root);
+  if (!shelf.keys) read(root);
+  return drawRegistry(root);
 }
 
-export function drawRegistry(root) {
-  if (!shelf.keys) return root.replaceChildren(h('p', { class: 'bad' }, shelf.error ?? 'Reading …'));
+// It ends with the node's own contact to the registry; the next visit or beat opens it again.
+async function watch(root) {
+  const source = new AbortController();
+  shelf.source = source;
+  const again = () => { if (location.hash.startsWith('#registry')) read(root); else source.abort(); };
+  try { await stream('/v1/registry/watch?prefix=', () => {}, again, { signal: source.signal }); } catch { /* See above. */ }
+  shelf.source = null;
+}
+
+// What is new or changed since the last look is marked for a while.
+function mark(keys) {
+  const known = shelf.marks;
+  shelf.marks = new Map(keys.map((k) => {
+    const before = known.get(k.key);
+    if (before?.revision === k.mod_revision) return [k.key, before];
+    return [k.key, { revision: k.mod_revision, until: shelf.keys ? Date.now() + MARKED : 0 }];
+  }));
+}
+
+// One look at a time and four a second, however many changes come.
+async function read(root) {
+  shelf.due = true;
+  if (shelf.reading) return;
+  shelf.reading = true;
+  while (shelf.due) {
+    shelf.due = false;
+    try {
+      const view = await get('/v1/registry?prefix=', 5000);
+      mark(view.keys);
+      Object.assign(shelf, { keys: view.keys, editable: view.editable, error: null, at: Date.now() });
+    } catch (error) { shelf.error = error.message; }
+    if (location.hash.startsWith('#registry')) drawRegistry(root);
+    await new Promise((resolve) => { setTimeout(resolve, PAUSE); });
+  }
+  shelf.reading = false;
+}
+
+const path = (k) => `/v1/registry?key=${segment(k.key)}&seen=${k.mod_revision}`;
+
+async function save(root, k, text) {
+  let value;
+  try { value = JSON.parse(text); } catch { return toast('this is not JSON; a text needs quotes'); }
+  if (await act(`Change ${k.key}? Nodes act on it at once.`, () => api('PUT', path(k), value))) shelf.edited = null;
+  return read(root);
+}
+
+function edits(root, k) {
+  if (!shelf.editable) return [];
+  const edit = () => { shelf.edited = { key: k.key, text: JSON.stringify(k.value, null, 1) }; drawRegistry(root); };
+  const remove = async () => { await act(`Delete ${k.key}? Nodes act on it at once.`, () => api('DELETE', path(k))); read(root); };
+  if (shelf.edited?.key !== k.key) {
+    return [h('div', { class: 'row' }, h('button', { onclick: edit, 'aria-label': `edit ${k.key}` }, 'Edit'), h('button', { class: 'danger', onclick: remove, 'aria-label': `delete ${k.key}` }, 'Delete'))];
+  }
+  const text = h('textarea', { rows: '6', cols: '40', 'aria-label': `value of ${k.key}`, oninput: (e) => { shelf.edited.text = e.target.value; } }, shelf.edited.text);
+  return [text, h('div', { class: 'row' }, h('button', { class: 'danger', onclick: () => save(root, k, shelf.edited.text) }, 'Save'), h('button', { onclick: () => { shelf.edited = null; drawRegistry(root); } }, 'Leave it'))];
+}
+
+function drawRegistry(root) {
+  if (!shelf.keys) return root.replaceChildren(h('p', { class: shelf.error ? 'bad' : '' }, shelf.error ?? 'Reading …'));
+  if (root.contains(document.activeElement) && /^(SUMMARY|TEXTAREA)$/.test(document.activeElement.tagName)) return undefined;
   const passed = (Date.now() - shelf.at) / 1000;
   const groups = new Map();
   for (const key of shelf.keys) {
     const folder = key.key.slice(0, key.key.lastIndexOf('/') + 1);
     groups.set(folder, [...(groups.get(folder) ?? []), key]);
   }
-  const open = new Set([...root.querySelectorAll('details.folder:not([open])')].map((d) => d.dataset.folder));
+  const shut = new Set([...root.querySelectorAll('details.folder:not([open])')].map((d) => d.dataset.folder));
+  const shown = new Set([...root.querySelectorAll('details.value[open]')].map((d) => d.dataset.key));
   const folders = [...groups].map(([folder, keys]) => {
-    const rows = keys.map((k) => row(
-      h('td', { class: 'key' }, k.key.slice(folder.length), shelf.marks.get(k.key) === k.mod_revision ? '' : h('b', { class: 'ok' }, ' changed')), k.owner,
-      k.ttl_s === null ? 'no lease' : h('td', { class: k.ttl_s - passed < 10 ? 'bad' : '' }, span(Math.max(0, k.ttl_s - passed))), k.lease ? k.lease.toString(16) : '–',
-      String(k.create_revision), String(k.mod_revision), k.stale ? h('td', { class: 'bad' }, k.stale) : 'no', h('td', { class: 'key' }, h('details', {}, h('summary', {}, short(k.value)), h('pre', {}, JSON.stringify(k.value, null, 1))))));
-    const box = h('details', { class: 'folder', open: !open.has(folder) }, h('summary', {}, `${folder} (${keys.length})`), table(['key', 'owner', 'ttl', 'lease', 'created', 'changed', 'stale', 'value'], rows));
+    const rows = keys.map((k) => {
+      const value = h('details', { class: 'value', open: shown.has(k.key) }, h('summary', {}, short(k.value)), h('pre', {}, JSON.stringify(k.value, null, 1)));
+      value.dataset.key = k.key;
+      const marked = shelf.marks.get(k.key).until > Date.now();
+      return row(h('td', { class: 'key' }, k.key.slice(folder.length), marked ? h('b', { class: 'ok' }, ' changed') : ''), k.owner,
+        k.ttl_s === null ? 'no lease' : h('td', { class: k.ttl_s - passed < 10 ? 'bad' : '' }, span(Math.max(0, k.ttl_s - passed))), k.lease ? k.lease.toString(16) : '–',
+        String(k.create_revision), String(k.mod_revision), k.stale ? h('td', { class: 'bad' }, k.stale) : 'no', h('td', { class: 'key' }, value, edits(root, k)));
+    });
+    const box = h('details', { class: 'folder', open: !shut.has(folder) }, h('summary', {}, `${folder} (${keys.length})`), table(['key', 'owner', 'ttl', 'lease', 'created', 'changed', 'stale', 'value'], rows));
     box.dataset.folder = folder;
     return box;
   });
-  shelf.marks = new Map(shelf.keys.map((k) => [k.key, k.mod_revision]));
-  const note = shelf.error ? h('p', { class: 'bad' }, `The registry is away (${shelf.error}); this is from ${clock(shelf.at)}.`) : h('p', { class: 'soft' }, `Read at ${clock(shelf.at)}. Nothing can be changed here.`);
-  if (root.contains(document.activeElement) && document.activeElement.tagName === 'SUMMARY') return undefined;
+  const may = shelf.editable ? 'Keys can be changed here (admin.edit_registry is on).' : 'Nothing can be changed here (admin.edit_registry is off).';
+  const note = shelf.error ? h('p', { class: 'bad' }, `The registry is away (${shelf.error}); this is from ${clock(shelf.at)}.`) : h('p', { class: 'soft' }, `As of ${clock(shelf.at)}; changes show as they come. ${may}`);
   return root.replaceChildren(note, ...folders);
 }

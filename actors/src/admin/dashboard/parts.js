@@ -70,6 +70,24 @@ export async function api(method, path, body, within = 20000) {
 export const get = (path, within) => api('GET', path, undefined, within);
 export const segment = encodeURIComponent;
 
+// The records of a stream, one by one, until it ends.
+export async function stream(path, opened, each, options = {}) {
+  const response = await ask(path, { ...options, headers: { accept: 'application/x-ndjson' } });
+  if (!response.ok) throw new Error(`status ${response.status}`);
+  opened();
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = '';
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    const whole = (rest + value).split('\n');
+    rest = whole.pop();
+    for (const line of whole.filter(Boolean)) {
+      try { each(JSON.parse(line)); } catch { /* Not ours. */ }
+    }
+  }
+}
+
 let hide;
 export function toast(text) {
   const el = document.getElementById('toast');
@@ -82,9 +100,15 @@ export function toast(text) {
 export function confirmed(question) {
   const dialog = document.getElementById('ask');
   document.getElementById('question').textContent = question;
-  dialog.returnValue = 'no';
   dialog.showModal();
-  return new Promise((resolve) => dialog.addEventListener('close', () => resolve(dialog.returnValue === 'yes'), { once: true }));
+  // `close` comes later than the answer, when another question may be open already: the answer itself is listened to.
+  const settled = new AbortController();
+  const { signal } = settled;
+  return new Promise((resolve) => {
+    const answer = (yes) => { settled.abort(); resolve(yes); };
+    dialog.querySelector('form').addEventListener('submit', (e) => answer(e.submitter?.value === 'yes'), { signal });
+    dialog.addEventListener('cancel', () => answer(false), { signal });
+  });
 }
 
 // Asks, does it, says what came of it.

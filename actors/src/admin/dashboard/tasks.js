@@ -113,7 +113,16 @@ function one(t) {
     h('div', { class: 'row' }, h('h2', {}, `Task ${t.id}`), h('a', { href: `#logs/${t.id}` }, 'its log'), h('button', { onclick: () => { form.one = null; location.hash = 'tasks'; } }, 'Close')),
     h('p', {}, `${t.job}, `, h('b', { class: grade(t.state) }, t.state), t.durable ? ', durable' : ', ephemeral', `, created ${t.created}`, t.finished ? `, finished ${t.finished}` : '', t.idempotent_until ? `, the same id is the same task until ${t.idempotent_until}` : ''),
     table(['attempt', 'epoch', 'node', 'outcome', 'started', 'finished'], [...attempts, ...refused]),
+    ...t.attempts.filter((a) => a.placement).map((a) => h('p', {}, placed(a))),
+    t.excluded?.length > 0 && h('p', {}, `Cannot take it now: ${t.excluded.map((e) => `${e.node} (${e.why})`).join(', ')}`),
     h('pre', {}, `input  ${JSON.stringify(t.input)}\noutput ${JSON.stringify(t.output)}${t.error ? `\nerror  ${t.error}` : ''}`), h('table', {}, h('tbody', {}, h('tr', {}, buttons(t)))));
+}
+
+function placed(a) {
+  const p = a.placement;
+  const could = p.candidates.map((c) => `${c.node} (${c.outstanding} of ${c.capacity}: load ${c.load_percent} %${c.chosen ? ', chosen' : ''})`).join(', ');
+  const not = p.excluded.map((e) => `${e.node} (${e.why})`).join(', ');
+  return `Attempt ${a.n} was placed by ${p.balancer} among ${could}${p.more ? ` and ${p.more} more` : ''}${not ? `; not ${not}` : ''}.`;
 }
 
 function submitForm() {

@@ -1,24 +1,21 @@
-//! The cluster as the answering node sees it: status, members, registry.
+//! The cluster as the answering node sees it: status, members.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::State;
-use serde::Deserialize;
 
 use super::mastership::ledger_within;
 use super::{AtNode, IsCarried, Params};
 use crate::admin::office::{Office, master_view};
 use crate::admin::picture::Picture;
 use crate::admin::relay::Call;
-use crate::admin::reply::{Answer, ApiError, ok};
-use crate::admin::{
-    DebugView, MemberView, MembersView, RegistryView, StatusView, WorkerView, process,
-};
+use crate::admin::reply::{Answer, ok};
+use crate::admin::{DebugView, MemberView, MembersView, StatusView, WorkerView, process};
 use crate::cluster::Member;
 use crate::master::{AskMaster, MasterSnapshot};
-use crate::registry::{AskRegistry, ListKeys, RegistrySnapshot};
+use crate::registry::AskRegistry;
 use crate::time::{rfc3339, unix_ms};
 use crate::wire::PROTOCOL_VERSION;
 use crate::worker::{AskWorker, WorkerSnapshot};
@@ -198,28 +195,4 @@ pub(super) async fn debug(
     office
         .at_node(carried, at.node.as_deref(), call, local)
         .await
-}
-
-/// `?prefix=`.
-#[derive(Deserialize)]
-pub(super) struct Prefix {
-    #[serde(default)]
-    prefix: String,
-}
-
-/// `GET /v1/registry?prefix=`: read by the asked node itself.
-pub(super) async fn registry(
-    State(office): State<Arc<Office>>,
-    Params(Prefix { prefix }): Params<Prefix>,
-) -> Answer {
-    let seed = &office.seed;
-    let (keys, snapshot): (_, Result<RegistrySnapshot, ApiError>) = tokio::join!(
-        office.ask("registry", &seed.list_keys, ListKeys { prefix }),
-        office.ask("registry", &seed.ask_registry, AskRegistry),
-    );
-    let away = |why| ApiError::unavailable("registry_unreachable", why, 1);
-    ok(RegistryView {
-        keys: keys?.map_err(away)?,
-        registry: snapshot.ok(),
-    })
 }

@@ -30,6 +30,7 @@ mod mastership;
 mod nodes;
 mod probes;
 mod records;
+mod registry;
 mod tasks;
 mod why;
 
@@ -53,7 +54,13 @@ pub fn router(office: Arc<Office>) -> Router {
         .route("/metrics", get(probes::metrics))
         .route("/v1/status", get(cluster::status))
         .route("/v1/members", get(cluster::members))
-        .route("/v1/registry", get(cluster::registry))
+        .route(
+            "/v1/registry",
+            get(registry::list)
+                .put(registry::put)
+                .delete(registry::remove),
+        )
+        .route("/v1/registry/watch", get(registry::watch))
         .route("/v1/master", get(mastership::master))
         .route("/v1/master/ledger", get(mastership::ledger))
         .route("/v1/master/step-down", post(mastership::step_down))
@@ -64,6 +71,7 @@ pub fn router(office: Arc<Office>) -> Router {
         .route("/v1/config/reload", post(nodes::reload_config))
         .route("/v1/actors", get(nodes::actors))
         .route("/v1/actors/{name}/kill", post(nodes::kill))
+        .route("/v1/actors/{name}/failure", get(nodes::failure))
         .route("/v1/tasks", get(tasks::list).post(tasks::submit))
         .route("/v1/tasks/{id}", get(tasks::read).delete(tasks::cancel))
         .route("/v1/tasks/{id}/retry", post(tasks::retry))

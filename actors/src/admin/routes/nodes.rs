@@ -20,7 +20,8 @@ use crate::admin::office::{Office, pass_on, unreachable};
 use crate::admin::relay::Call;
 use crate::admin::reply::{Answer, ApiError, ok};
 use crate::admin::{
-    ActorsView, ChangedView, ConfigView, DrainView, KillBody, KilledView, NodeActors,
+    ActorView, ActorsView, ChangedView, ConfigView, DrainView, FailureView, KillBody, KilledView,
+    NodeActors,
 };
 use crate::id::NodeId;
 
@@ -126,13 +127,50 @@ pub(super) async fn kill(
         .await
 }
 
-fn kill_here(office: &Office, actor: &str, how: &str) -> Answer {
-    let known: Vec<_> = office.seed.actors.report();
-    if !known.iter().any(|a| a.name == actor) {
-        let names: Vec<_> = known.into_iter().map(|a| a.name).collect();
-        let message = format!("no actor is called {actor}; there are {}", names.join(", "));
-        return Err(ApiError::missing("no_such_actor", message).with("actors", json!(names)));
+/// `GET /v1/actors/{name}/failure[?node=]`: what an actor last died of, with the calls that led there.
+pub(super) async fn failure(
+    State(office): State<Arc<Office>>,
+    IsCarried(carried): IsCarried,
+    Path(actor): Path<String>,
+    Params(at): Params<AtNode>,
+) -> Answer {
+    let call = |id: NodeId| {
+        let path = format!("/v1/actors/{}/failure?node={id}", escape(&actor));
+        Call::get(path)
+    };
+    let local = failure_here(&office, &actor);
+    office
+        .at_node(carried, at.node.as_deref(), call, local)
+        .await
+}
+
+async fn failure_here(office: &Office, actor: &str) -> Answer {
+    let report = find(office, actor)?;
+    let (actors, name) = (Arc::clone(&office.seed.actors), actor.to_owned());
+    // Looking up names of functions blocks; not here.
+    let trace = tokio::task::spawn_blocking(move || actors.trace(&name));
+    ok(FailureView {
+        node: office.seed.identity.name(),
+        actor: report.name,
+        failure: report.last_failure,
+        trace: trace.await.unwrap_or_default(),
+    })
+}
+
+fn find(office: &Office, actor: &str) -> Result<ActorView, ApiError> {
+    let mut known = office.seed.actors.report();
+    match known.iter().position(|a| a.name == actor) {
+        Some(at) => Ok(known.swap_remove(at)),
+        None => {
+            let names: Vec<_> = known.into_iter().map(|a| a.name).collect();
+            let message = format!("no actor is called {actor}; there are {}", names.join(", "));
+            Err(ApiError::missing("no_such_actor", message).with("actors", json!(names)))
+        }
     }
+}
+
+fn kill_here(office: &Office, actor: &str, how: &str) -> Answer {
+    find(office, actor)?;
     let caller = caller();
     log::warn!(target: "admin", event = "admin.kill", victim = actor, how = how, by = caller.by.as_str(), from = caller.from.as_str(); "an operator breaks an actor");
     let refused = |why| ApiError::new(StatusCode::CONFLICT, "not_killed", why);

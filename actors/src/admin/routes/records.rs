@@ -90,8 +90,8 @@ async fn records(
     }
     let header = |name: &str| headers.get(name).and_then(|v| v.to_str().ok());
     let last = header("last-event-id").map(str::trim);
-    let lines = header("accept").is_some_and(|a| a.contains("application/x-ndjson"));
-    let format = if lines { Format::Lines } else { Format::Sse };
+    let format = format_of(headers);
+    let lines = format == Format::Lines;
     if wanted.node.as_deref() == Some("*") {
         wanted.node = None;
         if wanted.follow != Some(false) {
@@ -170,7 +170,16 @@ async fn of_the_cluster(
     Ok(streaming(format, body))
 }
 
-fn streaming(format: Format, body: Body) -> Response {
+/// Lines of JSON when they are asked for, else Server-Sent Events.
+pub(super) fn format_of(headers: &HeaderMap) -> Format {
+    let accept = headers.get(header::ACCEPT).and_then(|v| v.to_str().ok());
+    match accept.is_some_and(|a| a.contains("application/x-ndjson")) {
+        true => Format::Lines,
+        false => Format::Sse,
+    }
+}
+
+pub(super) fn streaming(format: Format, body: Body) -> Response {
     let headers = [
         (header::CONTENT_TYPE, format.content_type()),
         (header::CACHE_CONTROL, "no-store"),

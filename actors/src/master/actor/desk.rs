@@ -8,8 +8,9 @@ use tokio::sync::oneshot;
 
 use super::recorder::Fate;
 use super::{MasterActor, millis, now};
-use crate::id::TaskId;
-use crate::master::ledger::{Accepted, Full};
+use crate::id::{AttemptId, TaskId};
+use crate::master::ledger::{Accepted, Full, Needs, State};
+use crate::master::placements::excluded_view;
 use crate::master::view::view;
 use crate::master::{
     AwaitTasks, CancelTask, ChangeError, Ended, GetTask, ListTasks, RetryTask, Submission, Submit,
@@ -275,12 +276,27 @@ impl MasterActor {
     }
 
     fn view_of(&self, id: TaskId) -> Option<TaskView> {
-        let task = self.reign.as_ref()?.ledger.get(id)?;
-        Some(view(
-            task,
-            self.cluster.as_deref(),
-            self.seed.settings.idempotency,
-        ))
+        let reign = self.reign.as_ref()?;
+        let task = reign.ledger.get(id)?;
+        let cluster = self.cluster.as_deref();
+        let mut view = view(task, cluster, self.seed.settings.idempotency);
+        for (shown, tried) in view.attempts.iter_mut().zip(task.tries()) {
+            let attempt = AttemptId {
+                task: id,
+                attempt: tried.attempt,
+            };
+            shown.placement = reign.placements.of(attempt, |id| self.name_of(id));
+        }
+        if let (State::Queued, Some(cluster)) = (&task.state, cluster) {
+            let needs = Needs {
+                job: task.spec.job.clone(),
+                require: (*task.spec.require).clone(),
+            };
+            let works = self.seed.settings.master_works;
+            let (_, excluded) = reign.roster.sort(&needs, cluster, works, |_| 0, now());
+            view.excluded = excluded_view(&excluded, |id| self.name_of(id));
+        }
+        Some(view)
     }
 
     fn state_of(&self, id: TaskId) -> Option<&'static str> {

@@ -44,6 +44,11 @@ impl Balancer {
         Self { kind, last: None }
     }
 
+    /// Of which kind it is.
+    pub fn kind(&self) -> BalancerKind {
+        self.kind
+    }
+
     /// Picks one of the able, which come sorted by id; `None` when there is none.
     pub fn pick<R: Rng + ?Sized>(&mut self, able: &[Able], rng: &mut R) -> Option<NodeId> {
         let at = match self.kind {

@@ -36,7 +36,10 @@ use crate::master::{
     AskMaster, AwaitTasks, CancelTask, ChangeError, Ended, GetTask, ListTasks, MasterSnapshot,
     RetryTask, Submission, Submit, SubmitAndWait, SubmitError, Submitted, Taken, TaskView,
 };
-use crate::registry::{AskRegistry, KeyView, ListKeys, RegistryError, RegistrySnapshot};
+use crate::registry::{
+    AskRegistry, EditKey, EditRefused, KeyView, ListKeys, RegistryError, RegistrySnapshot,
+    WatchKeys, WatchStream,
+};
 use crate::transport::{Send, SendError};
 use crate::wire::{ApiRequest, MAX_PAYLOAD, Message};
 use crate::worker::{AskWorker, WorkerSnapshot};
@@ -90,6 +93,10 @@ answers! {
     AskWorker => WorkerSnapshot, |_| WorkerSnapshot::default();
     AskRegistry => RegistrySnapshot, |_| RegistrySnapshot::default();
     ListKeys => Result<Vec<KeyView>, RegistryError>, |_| Ok(Vec::new());
+    EditKey => Result<i64, EditRefused>, |edit| {
+        Err(EditRefused::Changed { key: edit.key, seen: edit.seen, is: 0 })
+    };
+    WatchKeys => Result<WatchStream, RegistryError>, |_| Ok(futures_util::stream::empty().boxed());
     StepDown => Result<NewMaster, StepDownError>, |_| Err(StepDownError::NoHeir("alone".to_owned()));
     Reborn => (), |_| ();
     Send => Result<(), SendError>, |_| Err(SendError::NoSession);
@@ -126,6 +133,10 @@ impl Actors for Tree {
         Vec::new()
     }
 
+    fn trace(&self, _: &str) -> Option<String> {
+        None
+    }
+
     fn kill(&self, name: &str, how: &str) -> Result<(), String> {
         assert!(["panic", "stop", "hang"].contains(&how));
         Err(format!("{name} is not killed"))
@@ -156,6 +167,7 @@ fn start() -> Node {
             max_wait: SOON,
             body_timeout: SOON,
             max_body: MAX_BODY,
+            edit_registry: true,
             ..AdminSettings::default()
         },
         identity: Identity {
@@ -190,6 +202,8 @@ fn start() -> Node {
         ask_worker: others.clone().recipient(),
         ask_registry: others.clone().recipient(),
         list_keys: others.clone().recipient(),
+        edit_key: others.clone().recipient(),
+        watch_keys: others.clone().recipient(),
         step_down: others.clone().recipient(),
         reborn: others.clone().recipient(),
         send: others.recipient(),
