@@ -345,8 +345,8 @@ impl DiscoveryActor {
             match outcome {
                 // Won long ago, and another has won since: this node was away meanwhile.
                 Ok(Ok(Some(epoch))) if epoch < act.seed.fence.current() && !counts_anyway() => {
-                    let seen = act.seed.fence.current().to_string();
-                    log::warn!(target: "discovery", event = "master.claim_failed", epoch = epoch.to_string(), seen = seen; "another is master already");
+                    let why = format!("{epoch} was won and outbid by {} meanwhile", act.seed.fence.current());
+                    log::warn!(target: "discovery", event = "master.claim_failed", err = why; "could not claim mastership");
                     act.seed.registry.relist.do_send(Relist);
                 }
                 Ok(Ok(Some(epoch))) => {
