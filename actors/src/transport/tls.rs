@@ -14,9 +14,14 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{AlertDescription, CertificateError, ClientConfig, OtherError, ServerConfig};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, split};
+use rustls::{
+    AlertDescription, CertificateError, ClientConfig, OtherError, ServerConfig, ServerConnection,
+};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf, split};
+use tokio::sync::Semaphore;
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout, timeout_at};
+use tokio_rustls::server::TlsStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::certificate::{Configs, NAME, configs, named};
@@ -37,11 +42,16 @@ struct Current {
     configs: Configs,
 }
 
+/// What is to be said next, and whether the handshake goes on.
+type Step = (Vec<u8>, Result<(), rustls::Error>);
+
 /// This node's side of TLS: its own certificate, and whom it accepts.
 pub struct Tls {
     cluster: String,
     id: NodeId,
     current: Mutex<Current>,
+    /// Of handshakes with strangers, one computes at a time.
+    turn: Arc<Semaphore>,
 }
 
 impl Tls {
@@ -59,6 +69,7 @@ impl Tls {
                 credentials,
                 configs,
             }),
+            turn: Arc::new(Semaphore::new(1)),
         })
     }
 
@@ -122,7 +133,7 @@ impl Tls {
     pub async fn accept(&self, stream: Stream, until: Instant) -> Result<Stream, Distrust> {
         let (own, _, config) = self.configs();
         let remote = stream.remote;
-        let accepting = TlsAcceptor::from(config).accept(Joined::bounded(stream));
+        let accepting = self.shake(config, Joined::bounded(stream));
         match timeout_at(until, accepting).await {
             Ok(Ok(mut tls)) => {
                 tls.get_mut().0.left = None;
@@ -141,6 +152,53 @@ impl Tls {
         }
     }
 
+    async fn shake(
+        &self,
+        config: Arc<ServerConfig>,
+        mut stream: Joined,
+    ) -> io::Result<TlsStream<Joined>> {
+        let mut connection =
+            ServerConnection::new(Arc::clone(&config)).map_err(io::Error::other)?;
+        let mut buffer = vec![0; 4096];
+        while connection.is_handshaking() {
+            let heard = match stream.read(&mut buffer).await? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                n => buffer[..n].to_vec(),
+            };
+            let step;
+            (connection, step) = self.compute(connection, heard).await?;
+            let (said, outcome) = step;
+            let told = async {
+                stream.write_all(&said).await?;
+                stream.flush().await
+            };
+            let told = told.await;
+            // Why it is refused matters more than whether it could be told.
+            outcome.map_err(|why| io::Error::new(io::ErrorKind::InvalidData, why))?;
+            told?;
+        }
+        let done = |fresh: &mut ServerConnection| *fresh = connection;
+        TlsAcceptor::from(config).accept_with(stream, done).await
+    }
+
+    /// One step of a handshake: what is to be said next, and whether it goes on. It is half a millisecond of processor time that
+    /// any stranger can ask for, so it is spent on another thread, one step after the other: our sessions do not wait for it.
+    async fn compute(
+        &self,
+        mut connection: ServerConnection,
+        heard: Vec<u8>,
+    ) -> io::Result<(ServerConnection, Step)> {
+        let turn = Arc::clone(&self.turn).acquire_owned().await;
+        let computed = spawn_blocking(move || {
+            let outcome = take(&mut connection, &heard);
+            let mut said = Vec::new();
+            while connection.wants_write() && connection.write_tls(&mut said).is_ok() {}
+            drop(turn);
+            (connection, (said, outcome))
+        });
+        computed.await.map_err(io::Error::other)
+    }
+
     async fn connect(&self, stream: Stream) -> io::Result<Stream> {
         let (own, config, _) = self.configs();
         let remote = stream.remote;
@@ -157,6 +215,15 @@ impl Tls {
         }
         Ok(apart(tls, remote, proof))
     }
+}
+
+fn take(connection: &mut ServerConnection, mut heard: &[u8]) -> Result<(), rustls::Error> {
+    while !heard.is_empty() {
+        let full = |why: io::Error| rustls::Error::General(why.to_string());
+        connection.read_tls(&mut heard).map_err(full)?;
+        connection.process_new_packets()?;
+    }
+    Ok(())
 }
 
 fn life(cluster: &str, id: NodeId, incarnation: Incarnation) -> Holder {

@@ -34,6 +34,7 @@ fn tls_of_hours(from: i64, to: i64) -> Arc<Tls> {
             credentials,
             configs,
         }),
+        turn: Arc::new(Semaphore::new(1)),
     })
 }
 
