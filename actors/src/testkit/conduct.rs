@@ -16,6 +16,7 @@
 //! | 10 | a session is with a life of this generation of the registry            | `session.opened`, the registry              |
 //! | 12 | nothing panics but what was told to                                 | `actor.failed`                              |
 //! | 12 | what waits in the mailbox of an actor that failed is handled later     | `sim.called`, `sim.returned`, `actor.*`     |
+//! | 13 | a long pause of its own is noticed by a node                           | `sim.paused`, `sim.healed`, `node.resumed`  |
 //! | 13 | no silence is counted that a node did not listen to                    | `sim.paused`, `sim.healed`, `peer.suspected` |
 //! | 13 | a verdict removes the life it names, and is by somebody registered     | `registry.condemned`, the registry          |
 
@@ -113,6 +114,10 @@ pub struct Conduct {
     /// Machines that stand still, since when; and when those that did for long went on.
     standing: BTreeMap<String, Duration>,
     awake: BTreeMap<String, Duration>,
+    /// Processes that run, since when.
+    running: BTreeMap<Place, Duration>,
+    /// Who must say by when that it was away.
+    notices: BTreeMap<Place, Duration>,
 }
 
 impl Conduct {
@@ -125,6 +130,14 @@ impl Conduct {
                 3,
                 format!("{node} leads on under {epoch} though {}", late.why),
             ));
+        }
+        if let Some((late, _)) = self.notices.iter().find(|(_, by)| **by < record.at) {
+            let node = &late.0;
+            let what = format!("{node} was away for more than {PAUSE:?} and does not notice");
+            return Some((13, what));
+        }
+        if record.event.split('.').next() != Some("sim") {
+            self.running.entry(place.clone()).or_insert(record.at);
         }
         match record.event.split('.').next().unwrap_or_default() {
             "master" => self.mastership(&place, record),
@@ -346,6 +359,7 @@ impl Conduct {
         };
         if died || told {
             self.upset.insert(place.clone(), record.at);
+            self.notices.remove(place);
             self.duties.retain(|duty| duty.place != *place);
         }
         // Before its next life says anything.
@@ -387,6 +401,10 @@ impl Conduct {
 
     fn node(&mut self, place: &Place, record: &Record) -> Broken {
         match record.event.as_str() {
+            "node.resumed" => {
+                self.notices.remove(place);
+                None
+            }
             "node.deregistered" => {
                 if record.get("reason") != "left" {
                     self.must_stand_down(place, record.at, "its registration is gone");
@@ -511,6 +529,8 @@ impl Conduct {
             }
             "sim.crashed" | "sim.ended" => {
                 self.duties.retain(|duty| duty.place != *place);
+                self.notices.remove(place);
+                self.running.remove(place);
                 self.leading.remove(place);
                 self.leaving.insert(place.clone());
                 None
@@ -526,6 +546,7 @@ impl Conduct {
                 let since = self.standing.remove(machine)?;
                 if record.at > since + PAUSE && record.get("clock") == "went on" {
                     self.awake.insert(machine.to_owned(), record.at);
+                    self.must_notice(machine, since, record.at);
                 }
                 None
             }
@@ -565,8 +586,19 @@ impl Conduct {
         })
     }
 
+    /// Whoever ran calmly before the pause says that it was away; an actor that was just begun knows of none.
+    fn must_notice(&mut self, machine: &str, since: Duration, at: Duration) {
+        let calm = |from: Option<&Duration>| from.is_none_or(|from| *from + RESTARTING < since);
+        let here = self.running.iter().filter(|(p, _)| p.0 == machine);
+        let here = here.filter(|(p, from)| calm(Some(from)) && calm(self.upset.get(*p)));
+        let here = here.filter(|(p, _)| !self.leaving.contains(*p));
+        let all: Vec<_> = here.map(|(p, _)| (p.clone(), at + PAUSE)).collect();
+        self.notices.extend(all);
+    }
+
     /// What was to follow at once follows later.
     fn paused(&mut self, machine: &str, at: Duration) {
+        self.notices.retain(|place, _| place.0 != machine);
         self.duties.retain(|duty| duty.place.0 != machine);
         let places: Vec<Place> = self.leading.keys().cloned().collect();
         for place in places.into_iter().filter(|place| place.0 == machine) {
@@ -758,6 +790,22 @@ mod tests {
             &well,
             &["3101 a peer.suspected peer=c duration_ms=3101"],
         );
+    }
+
+    #[test]
+    fn a_long_pause_of_ones_own_is_noticed() {
+        let well = [
+            "0 a node.registered",
+            "6000 world sim.paused machine=a",
+            "8000 world sim.healed machine=a clock=went_on",
+            "8010 a node.resumed duration_ms=2000",
+            "20000 world sim.paused machine=a",
+            "22000 world sim.healed machine=a clock=went_on",
+        ];
+        rule(13, &well, &["23300 b node.registered"]);
+        let killed = "22500 a actor.failed actor=discovery reason=panic err=killed_by_an_operator";
+        let excused = [&well[..], &[killed, "23300 b node.registered"]].concat();
+        assert_eq!(broken(&excused), None);
     }
 
     #[test]
