@@ -21,7 +21,10 @@ const QUIET: [&str; 6] = [
 ];
 
 /// Words that stand for what differs.
-struct Blot(Vec<(String, String)>);
+struct Blot {
+    words: Vec<(String, String)>,
+    host: String,
+}
 
 impl Blot {
     fn new(nodes: &[&Node], registry: &str) -> Self {
@@ -33,15 +36,18 @@ impl Blot {
             let address = format!("127.0.0.1:{}", node.port);
             words.push((address, format!("<{}>", node.name)));
         }
-        words.push((host, "<host>".to_owned()));
-        Self(words)
+        words.push((std::env::consts::ARCH.to_owned(), "<arch>".to_owned()));
+        Self { words, host }
     }
 
     fn out(&self, text: &str) -> String {
         let mut text = text.to_owned();
-        for (word, instead) in &self.0 {
+        for (word, instead) in &self.words {
             text = text.replace(word, instead);
         }
+        // A host may be called like anything else here: a word of its own, and not the first of a line.
+        let host = format!("  {}  ", self.host);
+        text = text.replace(&host, "  <host>  ");
         let lines = text.lines().map(|line| blank(line).trim_end().to_owned());
         lines.map(|line| line + "\n").collect()
     }
@@ -115,13 +121,14 @@ fn run(blot: &Blot, node: &Node, args: &[&str], shown: &str) -> String {
     let text = |bytes: &[u8]| blot.out(&String::from_utf8_lossy(bytes));
     let (out, err) = (text(&output.stdout), text(&output.stderr));
     let code = output.status.code().unwrap();
-    let code = if code == 0 {
+    // A busy machine is late, and doctor says so.
+    let late = |line: &&str| args == ["doctor"] && line.split_whitespace().nth(1) == Some("slow");
+    let excused = out.lines().filter(late).any(|l| l.starts_with("WRONG"));
+    let code = if code == 0 || excused {
         String::new()
     } else {
         format!("  # exit {code}")
     };
-    // A busy machine is late, and doctor says so.
-    let late = |line: &&str| args == ["doctor"] && line.split_whitespace().nth(1) == Some("slow");
     let out: String = out
         .lines()
         .filter(|l| !late(l))

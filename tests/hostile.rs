@@ -350,6 +350,21 @@ fn client_hello(config: &Arc<ClientConfig>) -> Vec<u8> {
     hello
 }
 
+/// Runs this on a thread of its own, at the lowest priority: what attackers compute, machines elsewhere would, and it must not be taken
+/// from the cluster's own.
+fn elsewhere<W: Future<Output = ()>>(
+    work: impl FnOnce() -> W + Send + 'static,
+) -> std::thread::JoinHandle<()> {
+    std::thread::spawn(move || {
+        rustix::process::nice(19).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(work());
+    })
+}
+
 /// Everybody who attacks, on a thread of their own.
 struct Attackers {
     stop: Arc<AtomicBool>,
@@ -368,32 +383,24 @@ impl Attackers {
             held: Arc::clone(&held),
         };
         let (half_open, hostile, targets) = (attack.half_open, attack.hostile, targets.to_vec());
-        let thread = std::thread::spawn(move || {
-            // What they compute, machines elsewhere would: it must not be taken from the cluster's own.
-            rustix::process::nice(19).unwrap();
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .unwrap();
-            runtime.block_on(async move {
-                let config = foreign();
-                let hello = client_hello(&config);
-                for n in 0..half_open + hostile {
-                    let one = Attacker {
-                        kind: if n < half_open { None } else { Some(n % 4) },
-                        from: Ipv4Addr::new(127, 0, 1, 1 + u8::try_from(n % 32).unwrap()),
-                        to: SocketAddr::from(([127, 0, 0, 1], targets[n as usize % targets.len()])),
-                        hello: hello.clone(),
-                        config: Arc::clone(&config),
-                        made: Arc::clone(&made),
-                        held: Arc::clone(&held),
-                    };
-                    tokio::spawn(one.attack());
-                }
-                while !stop.load(Ordering::Relaxed) {
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
-            });
+        let thread = elsewhere(move || async move {
+            let config = foreign();
+            let hello = client_hello(&config);
+            for n in 0..half_open + hostile {
+                let one = Attacker {
+                    kind: if n < half_open { None } else { Some(n % 4) },
+                    from: Ipv4Addr::new(127, 0, 1, 1 + u8::try_from(n % 32).unwrap()),
+                    to: SocketAddr::from(([127, 0, 0, 1], targets[n as usize % targets.len()])),
+                    hello: hello.clone(),
+                    config: Arc::clone(&config),
+                    made: Arc::clone(&made),
+                    held: Arc::clone(&held),
+                };
+                tokio::spawn(one.attack());
+            }
+            while !stop.load(Ordering::Relaxed) {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
         });
         Self {
             thread: Some(thread),
@@ -483,21 +490,14 @@ fn bystanders<const N: usize>() -> [u16; N] {
         let port = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
         port.set_nonblocking(true).unwrap();
         let number = port.local_addr().unwrap().port();
-        std::thread::spawn(move || {
-            rustix::process::nice(19).unwrap();
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .unwrap();
-            runtime.block_on(async move {
-                let port = tokio::net::TcpListener::from_std(port).unwrap();
-                while let Ok((stream, _)) = port.accept().await {
-                    tokio::spawn(async move {
-                        tokio::time::sleep(Duration::from_millis(400)).await;
-                        drop(stream);
-                    });
-                }
-            });
+        elsewhere(move || async move {
+            let port = tokio::net::TcpListener::from_std(port).unwrap();
+            while let Ok((stream, _)) = port.accept().await {
+                tokio::spawn(async move {
+                    tokio::time::sleep(Duration::from_millis(400)).await;
+                    drop(stream);
+                });
+            }
         });
         number
     })
@@ -523,7 +523,9 @@ fn tasks(admin: &str, lasts: Duration) -> Vec<Vec<Duration>> {
 
 /// The median of the windows' p99: one hiccup of a machine that others use too does not decide.
 fn p99(windows: &[Vec<Duration>]) -> Duration {
-    let mut all: Vec<_> = windows.iter().map(|w| quantile(w, 0.99)).collect();
+    // A task that took longer than a window leaves one empty; it is in its own.
+    let some = windows.iter().filter(|w| !w.is_empty());
+    let mut all: Vec<_> = some.map(|w| quantile(w, 0.99)).collect();
     all.sort();
     quantile(&all, 0.5)
 }
@@ -581,9 +583,9 @@ fn floods_of_half_open_and_hostile_connections_neither_slow_nor_fill_nor_kill_a_
     let before = tasks(&admin, attack.lasts);
     let held_before = nodes.each_ref().map(|n| memory(n.process.pid()).0);
     let ports = nodes.each_ref().map(|n| n.port);
-    let elsewhere = Attackers::start(&attack, &bystanders::<3>());
+    let aside = Attackers::start(&attack, &bystanders::<3>());
     let beside = tasks(&admin, attack.lasts);
-    let (made_elsewhere, _) = elsewhere.stop();
+    let (made_elsewhere, _) = aside.stop();
     let attackers = Attackers::start(&attack, &ports);
     let during = tasks(&admin, attack.lasts);
     // Somebody who belongs here comes in the middle of it.

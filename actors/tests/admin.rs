@@ -200,6 +200,7 @@ plays! {
         ..RegistrySnapshot::default()
     };
     "registry" ListKeys => Result<Vec<KeyView>, RegistryError>, |_, ListKeys { prefix }| Ok(vec![KeyView {
+            binary: false,
         key: format!("/troupe/{prefix}"),
         value: json!({"a": 1}),
         create_revision: 1,

@@ -22,6 +22,8 @@ use crate::security;
 
 /// Settings of `[registry]` by which a registry lets somebody in.
 const ACCESS: [&str; 5] = ["ca_file", "cert_file", "key_file", "user", "password_file"];
+/// Pause after each look: durable tasks change keys all the time, and a look reads all of them.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
 /// Pause before a watch that ended is opened again.
 const OPEN_AGAIN: Duration = Duration::from_secs(1);
 
@@ -63,6 +65,7 @@ pub(super) async fn watch(api: &Api, screen: &Screen, prefix: &str) -> Result<()
                 }
             }
             known = Some(now);
+            sleep(BETWEEN_LOOKS).await;
         }
         sleep(OPEN_AGAIN).await;
     }
@@ -213,6 +216,7 @@ mod tests {
 
     fn view(keys: &[(&str, i64)]) -> BTreeMap<String, KeyView> {
         let key = |(key, revision): &(&str, i64)| KeyView {
+            binary: false,
             key: (*key).to_owned(),
             value: json!(1),
             create_revision: 1,

@@ -140,9 +140,10 @@ impl Office {
             .await
     }
 
-    /// Asks the master of this node for a change. When it does not answer in time nobody knows whether it was done.
+    /// Asks an actor of this node for a change. When it does not answer in time nobody knows whether it was done.
     pub(crate) async fn ask_for<M>(
         &self,
+        actor: &str,
         to: &Recipient<M>,
         message: M,
     ) -> Result<M::Result, ApiError>
@@ -151,7 +152,7 @@ impl Office {
         M::Result: Send,
     {
         let within = self.seed.settings.relay_timeout;
-        let answer = self.ask_within(within, "master", to, message).await;
+        let answer = self.ask_within(within, actor, to, message).await;
         answer.map_err(|error| match error.code.as_str() {
             HUNG => ApiError::unavailable(
                 "unknown",

@@ -403,7 +403,7 @@ pub struct PlacementView {
     pub balancer: BalancerKind,
     /// Who could have taken it, with what the balancer looked at.
     pub candidates: Vec<CandidateView>,
-    /// Candidates beyond those named.
+    /// Members beyond those named here.
     #[serde(default)]
     pub more: usize,
     /// Who could not.

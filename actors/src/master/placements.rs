@@ -9,7 +9,7 @@ use crate::id::{AttemptId, NodeId};
 
 /// Attempts that are remembered: a second of a busy cluster, an hour of a quiet one, and about 2 MB at most.
 const KEPT: usize = 1024;
-/// Members named in each.
+/// Members named in each: candidates, and others.
 const NAMED: usize = 32;
 
 /// Who cannot take a task now, and why.
@@ -22,7 +22,7 @@ struct Placement {
     to: NodeId,
     by: BalancerKind,
     able: Box<[Able]>,
-    /// Able, and beyond those named.
+    /// Beyond those named.
     more: usize,
     excluded: Excluded,
 }
@@ -55,9 +55,12 @@ impl Placements {
             attempt,
             to,
             by,
-            more: able.len() - named.len(),
+            more: able.len() - named.len() + excluded.len().saturating_sub(NAMED),
             able: named.into(),
-            excluded: Arc::clone(excluded),
+            excluded: match excluded.get(..NAMED) {
+                Some(some) => some.into(),
+                None => Arc::clone(excluded),
+            },
         });
     }
 

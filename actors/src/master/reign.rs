@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rand::Rng;
@@ -16,7 +17,7 @@ use super::ledger::{Committed, Ledger, LedgerSettings, Place, Verdict, WorkerId}
 use super::legacy::Will;
 use super::placements::{Excluded, Placements};
 use super::record::Record;
-use super::roster::{Roster, why_nobody, worker_of};
+use super::roster::{BUSY, Roster, why_nobody, worker_of};
 use super::{GeneratorSettings, MasterSettings, MasterWorks};
 use crate::cluster::Cluster;
 use crate::id::{AttemptId, Epoch, NodeId, TaskId};
@@ -120,6 +121,18 @@ struct Head {
 }
 
 impl Head {
+    /// Who was none of those that a task was placed among.
+    fn without(&self, among: &[Able]) -> Excluded {
+        if among.len() == self.able.len() {
+            return Arc::clone(&self.excluded);
+        }
+        let left_out = self.able.iter().map(|a| a.id);
+        let left_out = left_out.filter(|id| among.iter().all(|a| a.id != *id));
+        let why = "it runs another task that may have killed a worker";
+        let before = self.excluded.iter().copied();
+        before.chain(left_out.map(|id| (id, why))).collect()
+    }
+
     /// A credit of this worker is spent.
     fn spend(&mut self, worker: NodeId) {
         if let Some(at) = self.able.iter().position(|a| a.id == worker) {
@@ -128,6 +141,8 @@ impl Head {
             able.credit -= 1;
             if able.credit == 0 {
                 self.able.remove(at);
+                let before = self.excluded.iter().copied();
+                self.excluded = before.chain([(worker, BUSY)]).collect();
             }
         }
     }
@@ -440,9 +455,9 @@ impl Reign {
                         break;
                     };
                     let (attempt, by) = (assignment.attempt, balancer.kind());
-                    let excluded = &heads[at].excluded;
+                    let excluded = heads[at].without(&among);
                     self.placements
-                        .keep(attempt, worker.id, by, &among, excluded);
+                        .keep(attempt, worker.id, by, &among, &excluded);
                     self.roster.spend(worker);
                     let lot = lots.entry(worker.id).or_insert((worker, Vec::new()));
                     lot.1.push(assignment);

@@ -9,6 +9,9 @@ use super::ledger::{Needs, WorkerId};
 use crate::cluster::{Cluster, Member, MemberState};
 use crate::id::NodeId;
 
+/// Why a worker gets no task that takes no more.
+pub const BUSY: &str = "it is busy: it accepts no more now";
+
 /// A worker that has reported in this reign.
 #[derive(Clone, Copy, Debug, Default)]
 struct Standing {
@@ -125,7 +128,7 @@ impl Roster {
             return Err("its queue was full a moment ago");
         }
         match standing.credit {
-            0 => Err("it is busy: it accepts no more now"),
+            0 => Err(BUSY),
             credit => Ok(credit),
         }
     }

@@ -313,7 +313,16 @@ pub enum EditRefused {
         /// The revision it is at, or the registry's.
         is: i64,
     },
-    /// The registry did not do it, or its answer was lost.
+    /// It is binary, and what an operator writes is text; nothing was changed.
+    #[error("{key} is binary: it can be deleted, not written")]
+    Binary {
+        /// The key.
+        key: String,
+    },
+    /// The registry did not answer: it may have been done.
+    #[error("{0}; whether it was done is unknown: look again")]
+    Unknown(RegistryError),
+    /// The registry did not do it.
     #[error("{0}")]
     Registry(#[from] RegistryError),
 }
@@ -345,6 +354,9 @@ pub struct KeyView {
     pub owner: Option<String>,
     /// Why it looks stale (`owner is not registered`, …), when it does.
     pub stale: Option<String>,
+    /// Whether the value is no text: what is shown of it is not what it is.
+    #[serde(default)]
+    pub binary: bool,
 }
 
 /// How the registry and our registration stand.

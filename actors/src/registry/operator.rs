@@ -1,8 +1,9 @@
 //! What an operator sees of the registry's keys, and may do to them.
 //!
 //! A change is conditional on the revision that the operator looked at, so that nobody overwrites what was not seen, and
-//! stays below the cluster's prefix. It keeps the key's lease. Nodes take it as they take any other change: a registration
-//! that is deleted makes its owner register anew, a deleted master key is a vacancy.
+//! stays below the cluster's prefix. It keeps the key's lease. What is binary (the journal) can be deleted, not written. Nodes take
+//! a change of what they watch as any other: a registration that is deleted makes its owner register anew, a deleted master
+//! key is a vacancy.
 
 use std::collections::BTreeMap;
 
@@ -60,6 +61,10 @@ pub(super) async fn edit(
             is,
         });
     }
+    let bytes = now.as_ref().map(|kv| &kv.value);
+    if edit.value.is_some() && (key.starts_with(&keys.journal()) || bytes.is_some_and(is_binary)) {
+        return Err(EditRefused::Binary { key });
+    }
     let change = match edit.value {
         None => Op::Delete(key.clone()),
         Some(value) => Op::Put {
@@ -73,7 +78,10 @@ pub(super) async fn edit(
         then: vec![change],
         otherwise: Vec::new(),
     };
-    let outcome = backend.txn(txn).await?;
+    let outcome = backend.txn(txn).await.map_err(|why| match why {
+        RegistryError::Unreachable { .. } => EditRefused::Unknown(why),
+        refused => EditRefused::Registry(refused),
+    })?;
     if outcome.succeeded {
         return Ok(outcome.stamp.revision);
     }
@@ -93,6 +101,11 @@ pub(super) async fn watch(
     let prefix = absolute(keys, prefix);
     let now = backend.list(&format!("{prefix}\0")).await?.stamp.revision;
     backend.watch(&prefix, now + 1).await
+}
+
+/// What cannot be written as an operator would.
+fn is_binary(value: &Bytes) -> bool {
+    std::str::from_utf8(value).is_err()
 }
 
 fn absolute(keys: &Keys, key: &str) -> String {
@@ -122,6 +135,7 @@ fn key_view(kv: &Kv, view: &View, ttl_s: Option<u64>) -> KeyView {
         ttl_s,
         owner: member.map(|m| m.registration.name.clone()),
         stale,
+        binary: is_binary(&kv.value),
     }
 }
 

@@ -34,6 +34,10 @@ use crate::id::{Incarnation, NodeId};
 const RENEW: Duration = Duration::from_secs(6 * 3600);
 /// Bytes that are taken from somebody who has not shown yet who it is; a chain of a few certificates fits.
 const BEFORE_TRUST: usize = 32 * 1024;
+/// A TLS record (RFC 8446, 5.1): its head, with its kind first and its length last; kinds; the longest.
+const RECORD_HEAD: usize = 5;
+const RECORD_KINDS: std::ops::RangeInclusive<u8> = 20..=24;
+const LONGEST_RECORD: usize = (1 << 14) + 256;
 /// The values that bind greetings to their session: RFC 5705 exporters, one for each side.
 const BINDINGS: [&[u8]; 2] = [b"EXPORTER-troupe-hello-v1", b"EXPORTER-troupe-welcome-v1"];
 
@@ -42,8 +46,8 @@ struct Current {
     configs: Configs,
 }
 
-/// What is to be said next, and whether the handshake goes on.
-type Step = (Vec<u8>, Result<(), rustls::Error>);
+/// What is to be said next, whether the handshake goes on, and what was not taken: it comes after the handshake.
+type Step = (Vec<u8>, Result<(), rustls::Error>, Vec<u8>);
 
 /// This node's side of TLS: its own certificate, and whom it accepts.
 pub struct Tls {
@@ -159,15 +163,21 @@ impl Tls {
     ) -> io::Result<TlsStream<Joined>> {
         let mut connection =
             ServerConnection::new(Arc::clone(&config)).map_err(io::Error::other)?;
-        let mut buffer = vec![0; 4096];
+        let (mut buffer, mut heard) = (vec![0; 4096], Vec::new());
         while connection.is_handshaking() {
-            let heard = match stream.read(&mut buffer).await? {
+            match stream.read(&mut buffer).await? {
                 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                n => buffer[..n].to_vec(),
-            };
+                n => heard.extend_from_slice(&buffer[..n]),
+            }
+            let whole = records(&heard);
+            if whole == 0 {
+                continue;
+            }
+            let rest = heard.split_off(whole);
             let step;
             (connection, step) = self.compute(connection, heard).await?;
-            let (said, outcome) = step;
+            let (said, outcome, left) = step;
+            heard = [left, rest].concat();
             let told = async {
                 stream.write_all(&said).await?;
                 stream.flush().await
@@ -177,6 +187,8 @@ impl Tls {
             outcome.map_err(|why| io::Error::new(io::ErrorKind::InvalidData, why))?;
             told?;
         }
+        // What comes after a handshake is read by those who read sessions.
+        stream.unread = heard;
         let done = |fresh: &mut ServerConnection| *fresh = connection;
         TlsAcceptor::from(config).accept_with(stream, done).await
     }
@@ -190,11 +202,12 @@ impl Tls {
     ) -> io::Result<(ServerConnection, Step)> {
         let turn = Arc::clone(&self.turn).acquire_owned().await;
         let computed = spawn_blocking(move || {
-            let outcome = take(&mut connection, &heard);
+            let (outcome, left) = take(&mut connection, &heard);
+            let left = left.to_vec();
             let mut said = Vec::new();
             while connection.wants_write() && connection.write_tls(&mut said).is_ok() {}
             drop(turn);
-            (connection, (said, outcome))
+            (connection, (said, outcome, left))
         });
         computed.await.map_err(io::Error::other)
     }
@@ -217,13 +230,40 @@ impl Tls {
     }
 }
 
-fn take(connection: &mut ServerConnection, mut heard: &[u8]) -> Result<(), rustls::Error> {
-    while !heard.is_empty() {
-        let full = |why: io::Error| rustls::Error::General(why.to_string());
-        connection.read_tls(&mut heard).map_err(full)?;
-        connection.process_new_packets()?;
+/// How many bytes are whole records, or no records at all: with the rest alone nothing could be computed.
+fn records(heard: &[u8]) -> usize {
+    let mut at = 0;
+    while let Some(&[kind, _, _, high, low]) = heard.get(at..at + RECORD_HEAD) {
+        let length = usize::from(u16::from_be_bytes([high, low]));
+        if !RECORD_KINDS.contains(&kind) || length > LONGEST_RECORD {
+            return heard.len();
+        }
+        at += RECORD_HEAD + length;
+        if at > heard.len() {
+            return at - RECORD_HEAD - length;
+        }
     }
-    Ok(())
+    at
+}
+
+fn take<'a>(
+    connection: &mut ServerConnection,
+    mut heard: &'a [u8],
+) -> (Result<(), rustls::Error>, &'a [u8]) {
+    while !heard.is_empty() && connection.is_handshaking() {
+        let taken = match connection.read_tls(&mut heard) {
+            Ok(taken) => taken,
+            Err(full) => return (Err(rustls::Error::General(full.to_string())), heard),
+        };
+        if let Err(why) = connection.process_new_packets() {
+            return (Err(why), heard);
+        }
+        // Nothing is taken of somebody who has said goodbye.
+        if taken == 0 {
+            break;
+        }
+    }
+    (Ok(()), heard)
 }
 
 fn life(cluster: &str, id: NodeId, incarnation: Incarnation) -> Holder {
@@ -393,6 +433,8 @@ fn apart<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
 struct Joined {
     stream: Stream,
     left: Option<usize>,
+    /// Read already, to be read before all else.
+    unread: Vec<u8>,
 }
 
 impl Joined {
@@ -400,6 +442,7 @@ impl Joined {
         Self {
             stream,
             left: Some(BEFORE_TRUST),
+            unread: Vec::new(),
         }
     }
 }
@@ -410,6 +453,12 @@ impl AsyncRead for Joined {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if !self.unread.is_empty() {
+            let taken = self.unread.len().min(buf.remaining());
+            buf.put_slice(&self.unread[..taken]);
+            self.unread.drain(..taken);
+            return Poll::Ready(Ok(()));
+        }
         let before = buf.filled().len();
         let answer = Pin::new(&mut self.stream.reader).poll_read(cx, buf);
         let read = buf.filled().len() - before;

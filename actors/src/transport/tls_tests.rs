@@ -305,3 +305,22 @@ fn a_secret_is_read_as_it_was_written_and_nothing_else_is_one() {
     assert!(Secret::parse(&"é".repeat(32)).is_err());
     assert_eq!(format!("{secret:?}"), "Secret(..)");
 }
+
+#[test]
+fn only_whole_records_are_worth_computing_and_what_is_none_is_told_at_once() {
+    let record = |kind: u8, length: u16| {
+        let [high, low] = length.to_be_bytes();
+        [&[kind, 3, 3, high, low][..], &vec![0; usize::from(length)]].concat()
+    };
+    let two = [record(22, 10), record(23, 300)].concat();
+    assert_eq!(records(&[]), 0);
+    assert_eq!(records(&two[..4]), 0);
+    assert_eq!(records(&two[..14]), 0);
+    assert_eq!(records(&two[..15]), 15);
+    assert_eq!(records(&two[..319]), 15);
+    assert_eq!(records(&two), two.len());
+    let plain = [&two[..15], b"TRPE and more"].concat();
+    assert_eq!(records(&plain), plain.len());
+    let endless = [22, 3, 3, 0xff, 0xff];
+    assert_eq!(records(&endless), endless.len());
+}

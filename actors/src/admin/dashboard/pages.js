@@ -74,13 +74,14 @@ function line(r) {
 }
 
 const MARKED = 10000;       // ms that a change stays marked
-const PAUSE = 250;          // ms between two looks at the keys
+const PAUSE = 1000;         // ms between two looks at the keys
+const OLD = 5000;           // ms after which they are looked at again whether or not something changed: leases are renewed silently
 const shelf = { keys: null, editable: false, error: null, at: 0, marks: new Map(), edited: null, source: null, due: false, reading: false };
 
 // The keys, read again whenever the registry tells of a change.
 export function registry(root) {
   if (!shelf.source) watch(root);
-  if (!shelf.keys) read(root);
+  if (!shelf.keys || Date.now() - shelf.at > OLD) read(root);
   return drawRegistry(root);
 }
 
@@ -103,7 +104,7 @@ function mark(keys) {
   }));
 }
 
-// One look at a time and four a second, however many changes come.
+// One look at a time and one a second, however many changes come.
 async function read(root) {
   shelf.due = true;
   if (shelf.reading) return;
@@ -121,21 +122,21 @@ async function read(root) {
   shelf.reading = false;
 }
 
-const path = (k) => `/v1/registry?key=${segment(k.key)}&seen=${k.mod_revision}`;
+const path = (key, seen) => `/v1/registry?key=${segment(key)}&seen=${seen}`;
 
 async function save(root, k, text) {
   let value;
   try { value = JSON.parse(text); } catch { return toast('this is not JSON; a text needs quotes'); }
-  if (await act(`Change ${k.key}? Nodes act on it at once.`, () => api('PUT', path(k), value))) shelf.edited = null;
+  if (await act(`Change ${k.key}? Nodes act on it at once.`, () => api('PUT', path(k.key, shelf.edited.seen), value))) shelf.edited = null;
   return read(root);
 }
 
 function edits(root, k) {
   if (!shelf.editable) return [];
-  const edit = () => { shelf.edited = { key: k.key, text: JSON.stringify(k.value, null, 1) }; drawRegistry(root); };
-  const remove = async () => { await act(`Delete ${k.key}? Nodes act on it at once.`, () => api('DELETE', path(k))); read(root); };
+  const edit = () => { shelf.edited = { key: k.key, seen: k.mod_revision, text: JSON.stringify(k.value, null, 1) }; drawRegistry(root); };
+  const remove = async () => { await act(`Delete ${k.key}? Nodes act on it at once.`, () => api('DELETE', path(k.key, k.mod_revision))); read(root); };
   if (shelf.edited?.key !== k.key) {
-    return [h('div', { class: 'row' }, h('button', { onclick: edit, 'aria-label': `edit ${k.key}` }, 'Edit'), h('button', { class: 'danger', onclick: remove, 'aria-label': `delete ${k.key}` }, 'Delete'))];
+    return [h('div', { class: 'row' }, k.binary ? '' : h('button', { onclick: edit, 'aria-label': `edit ${k.key}` }, 'Edit'), h('button', { class: 'danger', onclick: remove, 'aria-label': `delete ${k.key}` }, 'Delete'))];
   }
   const text = h('textarea', { rows: '6', cols: '40', 'aria-label': `value of ${k.key}`, oninput: (e) => { shelf.edited.text = e.target.value; } }, shelf.edited.text);
   return [text, h('div', { class: 'row' }, h('button', { class: 'danger', onclick: () => save(root, k, shelf.edited.text) }, 'Save'), h('button', { onclick: () => { shelf.edited = null; drawRegistry(root); } }, 'Leave it'))];

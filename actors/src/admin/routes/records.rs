@@ -132,7 +132,7 @@ async fn records(
 }
 
 /// One of the places for followers.
-fn enter(office: &Office) -> Result<OwnedSemaphorePermit, ApiError> {
+pub(super) fn enter(office: &Office) -> Result<OwnedSemaphorePermit, ApiError> {
     let permit = Arc::clone(&office.followers).try_acquire_owned();
     permit.map_err(|_| {
         let words = "too many followers";

@@ -9,10 +9,10 @@ use futures_util::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
-use super::records::{format_of, streaming};
-use super::{Params, take_body};
+use super::records::{enter, format_of, streaming};
+use super::{IsCarried, Params, take_body};
 use crate::admin::RegistryView;
 use crate::admin::audit::caller;
 use crate::admin::follow::Format;
@@ -102,10 +102,15 @@ async fn edit(office: &Office, Seen { key, seen }: Seen, value: Option<Value>) -
         seen,
         value: value.as_ref().map(value_bytes),
     };
-    let answer = office.ask("registry", &office.seed.edit_key, edit).await?;
+    let answer = office
+        .ask_for("registry", &office.seed.edit_key, edit)
+        .await?;
     let revision = answer.map_err(|why| match why {
-        EditRefused::Registry(why) => away(why),
-        EditRefused::Foreign { .. } => ApiError::bad(why),
+        EditRefused::Registry(why @ RegistryError::Unreachable { .. }) => away(why),
+        EditRefused::Registry(_) | EditRefused::Foreign { .. } | EditRefused::Binary { .. } => {
+            ApiError::bad(why)
+        }
+        EditRefused::Unknown(_) => ApiError::unavailable("unknown", why, 1),
         EditRefused::Changed { .. } => ApiError::new(StatusCode::CONFLICT, "changed", why),
     })?;
     ok(Edited { key, revision })
@@ -115,11 +120,14 @@ async fn edit(office: &Office, Seen { key, seen }: Seen, value: Option<Value>) -
 /// when its history is dropped: whoever watches reads the list again and opens it anew.
 pub(super) async fn watch(
     State(office): State<Arc<Office>>,
+    IsCarried(carried): IsCarried,
     Params(Prefix { prefix }): Params<Prefix>,
     headers: HeaderMap,
 ) -> Answer {
-    let permit = Arc::clone(&office.followers).try_acquire_owned();
-    let permit = permit.map_err(|_| ApiError::unavailable("busy", "too many followers", 5))?;
+    if carried {
+        return Err(ApiError::bad("a watch is asked for at the node itself"));
+    }
+    let permit = enter(&office)?;
     let ask = WatchKeys { prefix };
     let changes = office.ask("registry", &office.seed.watch_keys, ask).await?;
     let format = format_of(&headers);
@@ -149,15 +157,19 @@ struct Watcher {
 impl Watcher {
     /// What came, or a sign of life; `None` at its end.
     async fn next(&mut self) -> Option<String> {
-        let quiet = self.office.seed.settings.keep_alive;
-        tokio::select! {
-            biased;
-            () = self.office.closed() => None,
-            batch = timeout(quiet, self.changes.next()) => match batch {
-                Err(_) => Some(self.format.sign_of_life().to_owned()),
-                Ok(Some(Ok(batch))) => Some(self.write(&batch)),
-                Ok(Some(Err(_)) | None) => None,
-            },
+        let quiet_until = Instant::now() + self.office.seed.settings.keep_alive;
+        loop {
+            tokio::select! {
+                biased;
+                () = self.office.closed() => return None,
+                batch = timeout_at(quiet_until, self.changes.next()) => match batch {
+                    Err(_) => return Some(self.format.sign_of_life().to_owned()),
+                    // The registry's own sign of life.
+                    Ok(Some(Ok(batch))) if batch.changes.is_empty() => {}
+                    Ok(Some(Ok(batch))) => return Some(self.write(&batch)),
+                    Ok(Some(Err(_)) | None) => return None,
+                },
+            }
         }
     }
 

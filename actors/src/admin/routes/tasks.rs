@@ -378,11 +378,13 @@ async fn submit_batch(
         let submissions = batch.iter().map(TaskBody::submission).collect();
         if wait.is_zero() {
             let to = &office.seed.submit;
-            let answers = office.ask_for(to, Submit(submissions)).await?;
+            let answers = office.ask_for("master", to, Submit(submissions)).await?;
             return outcomes(batch, answers);
         }
         let to = &office.seed.submit_and_wait;
-        let submitted = office.ask_for(to, SubmitAndWait(submissions)).await?;
+        let submitted = office
+            .ask_for("master", to, SubmitAndWait(submissions))
+            .await?;
         let mut outcomes = outcomes(batch, submitted.answers)?;
         let wait = wait.min(left.saturating_sub(margin));
         match tokio::time::timeout(wait, submitted.ended).await {
@@ -607,7 +609,7 @@ pub(super) async fn cancel(
     let call = |_| Call::delete(format!("/v1/tasks/{id}"));
     let local = |_| async {
         let to = &office.seed.cancel_task;
-        changed(office.ask_for(to, CancelTask(id)).await?)
+        changed(office.ask_for("master", to, CancelTask(id)).await?)
     };
     let within = office.seed.settings.relay_timeout;
     // Asked for twice, it is done once.
@@ -625,7 +627,7 @@ pub(super) async fn retry(
     let call = |_| Call::post(format!("/v1/tasks/{id}/retry"), String::new());
     let local = |_| async {
         let to = &office.seed.retry_task;
-        changed(office.ask_for(to, RetryTask(id)).await?)
+        changed(office.ask_for("master", to, RetryTask(id)).await?)
     };
     let within = office.seed.settings.relay_timeout;
     let asked = office.at_master(carried, Intent::Write, within, call, pass_on, local);
