@@ -116,8 +116,9 @@ pub struct Conduct {
     awake: BTreeMap<String, Duration>,
     /// Processes that run, since when.
     running: BTreeMap<Place, Duration>,
-    /// Who must say by when that it was away.
+    /// Who must say by when that it was away; who said so, and when.
     notices: BTreeMap<Place, Duration>,
+    noticed: BTreeMap<Place, Duration>,
 }
 
 impl Conduct {
@@ -403,6 +404,7 @@ impl Conduct {
         match record.event.as_str() {
             "node.resumed" => {
                 self.notices.remove(place);
+                self.noticed.insert(place.clone(), record.at);
                 None
             }
             "node.deregistered" => {
@@ -592,6 +594,8 @@ impl Conduct {
         let here = self.running.iter().filter(|(p, _)| p.0 == machine);
         let here = here.filter(|(p, from)| calm(Some(from)) && calm(self.upset.get(*p)));
         let here = here.filter(|(p, _)| !self.leaving.contains(*p));
+        // Its first turn may come before the world has said that it goes on.
+        let here = here.filter(|(p, _)| self.noticed.get(*p).is_none_or(|when| *when < since));
         let all: Vec<_> = here.map(|(p, _)| (p.clone(), at + PAUSE)).collect();
         self.notices.extend(all);
     }
@@ -799,6 +803,10 @@ mod tests {
             "6000 world sim.paused machine=a",
             "8000 world sim.healed machine=a clock=went_on",
             "8010 a node.resumed duration_ms=2000",
+            "14000 world sim.paused machine=a",
+            "16000 a node.resumed duration_ms=2000",
+            "16000 world sim.healed machine=a clock=went_on",
+            "18000 a node.registered",
             "20000 world sim.paused machine=a",
             "22000 world sim.healed machine=a clock=went_on",
         ];
