@@ -56,8 +56,50 @@ fn the_dashboard_asks_for_the_token_and_shows_nothing_before() {
     assert_eq!(browser.errors, Vec::<String>::new(), "the page complains");
 }
 
+/// As README says it: one command, and the address that it prints.
+#[test]
+fn the_command_of_readme_leads_to_a_dashboard() {
+    let _turn = turn();
+    let port = support::free_ports(30);
+    let mut command = Command::new(support::TROUPE);
+    command
+        .args(["dev", "--fast", "--port", &port.to_string()])
+        .args(["--registry-port", &support::free_port().to_string()]);
+    support::clean_env(&mut command);
+    let dev = support::Process::start(&mut command);
+    let started = |l: &serde_json::Value| support::event(l, "dev.started");
+    let (_, line) = dev.lines.wait_from(0, "dev.started", LONG, started);
+    let first = line["api"][0].as_str();
+    let first = first.unwrap_or_else(|| panic!("no address in {line}"));
+    let Some(mut browser) = browser_at(&format!("{first}/")) else {
+        return;
+    };
+    browser.open("cluster", "Who hears whom");
+    let whole = "document.querySelectorAll('table.matrix td.ok').length === 6";
+    browser.wait(LONG, "three nodes that hear each other", whole);
+    browser.open("tasks", "Submit");
+    let bars = "document.querySelectorAll('rect.bar').length > 10";
+    browser.wait(LONG, "tasks in the lanes", bars);
+    browser.keep("tasks");
+    for (page, words) in [
+        ("cluster", "Members"),
+        ("actors", "discovery"),
+        ("events", "master.promoted"),
+        ("logs", "task finished"),
+        ("registry", "services/"),
+    ] {
+        browser.open(page, words);
+        browser.keep(page);
+    }
+    assert_eq!(browser.errors, Vec::<String>::new(), "the page complains");
+}
+
 fn browser(node: &Node) -> Option<Browser> {
-    let mut browser = Browser::start(&format!("http://{}/", node.admin()))?;
+    browser_at(&format!("http://{}/", node.admin()))
+}
+
+fn browser_at(url: &str) -> Option<Browser> {
+    let mut browser = Browser::start(url)?;
     browser.wait(
         LONG,
         "contact",

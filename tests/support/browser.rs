@@ -162,8 +162,6 @@ impl Browser {
         );
         self.wait(LONG, &format!("{words:?} on {page}"), &there);
         self.fits_a_phone(page);
-        // The first look at a page is kept, before the test has left its marks there.
-        self.keep(page);
     }
 
     /// A picture of what is seen, the first of this name, where `TROUPE_SHOTS` says.
