@@ -297,7 +297,6 @@ fn actors(browser: &mut Browser) {
         "the calls that led there",
         "[...document.querySelectorAll('pre.trace')].some((p) => p.textContent.includes('troupe_actors'))",
     );
-    browser.keep("failure");
     browser.press("hang admin of n3");
     browser.answer(true);
     browser.told("done");
@@ -318,7 +317,9 @@ fn tasks(browser: &mut Browser) {
     // Nobody knows the job: it waits until it is cancelled.
     submit(browser, "paint", "{}");
     browser.told("accepted");
-    browser.press("Cancel");
+    // Of the task that was submitted, not of one in the list.
+    let cancel = "(() => { const b = [...document.querySelectorAll('section.card button')].find((b) => b.textContent === 'Cancel'); b?.click(); return !!b; })()";
+    browser.wait(LONG, "the button that cancels it", cancel);
     browser.answer(true);
     browser.told("done");
     browser.wait(
