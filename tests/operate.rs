@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use support::{Cluster, FAST, LONG, Node, event, until};
+use support::{Cluster, Etcd, FAST, LONG, Node, event, request, until};
 
 fn json_of(output: &std::process::Output) -> Value {
     serde_json::from_slice(&output.stdout)
@@ -282,4 +282,46 @@ fn a_handler_that_does_not_return_is_named_within_five_seconds_with_its_message(
         (&worker["state"], &worker["busy_with"]),
         (&json!("hung"), &json!("an operator's hang"))
     );
+}
+
+#[test]
+fn keys_are_repaired_by_hand_as_they_were_looked_at_and_binary_ones_are_not_written() {
+    let etcd = Etcd::start();
+    let mut more = FAST.to_vec();
+    more.extend(["--set", "admin.edit_registry=true"]);
+    let node = Node::start_with("n1", &etcd.url(), &more);
+    node.wait("master.promoted", |l| event(l, "master.promoted"));
+    etcd.say(&["put", "/troupe/stray", "old"]);
+    let put = node.cli(&["registry", "put", "stray", "new"]);
+    assert!(put.status.success(), "{put:?}");
+    let value = || etcd.say(&["get", "/troupe/stray", "--print-value-only"]);
+    assert_eq!(value().trim(), "new");
+    node.wait("who changed it", |l| event(l, "admin.edit_registry"));
+    let looked_at_before = "/v1/registry?key=stray&seen=1";
+    let (status, refused) = request(&node.admin(), "PUT", looked_at_before, "\"x\"").unwrap();
+    assert_eq!(
+        (status, &refused["error"]["code"]),
+        (409, &json!("changed"))
+    );
+    let elsewhere = "/v1/registry?key=/other/stray&seen=1";
+    let (status, _) = request(&node.admin(), "DELETE", elsewhere, "").unwrap();
+    assert_eq!(status, 400);
+
+    let task = json!({ "job": "noop", "input": 1 }).to_string();
+    let (status, _) = node.post("/v1/tasks?wait=20s", &task).unwrap();
+    assert!(status < 300);
+    let keys = etcd.say(&["get", "/troupe/journal/", "--prefix", "--keys-only"]);
+    let segment = keys.lines().find(|line| !line.is_empty()).unwrap();
+    let before = etcd.say(&["get", segment, "--hex"]);
+    let put = node.cli(&["registry", "put", segment, "x"]);
+    let said = String::from_utf8_lossy(&put.stderr).into_owned();
+    assert!(
+        !put.status.success() && said.contains("is binary"),
+        "{said}"
+    );
+    assert_eq!(etcd.say(&["get", segment, "--hex"]), before);
+
+    let removed = node.cli(&["registry", "rm", "stray"]);
+    assert!(removed.status.success(), "{removed:?}");
+    assert_eq!(value().trim(), "");
 }
