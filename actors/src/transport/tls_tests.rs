@@ -324,3 +324,18 @@ fn only_whole_records_are_worth_computing_and_what_is_none_is_told_at_once() {
     let endless = [22, 3, 3, 0xff, 0xff];
     assert_eq!(records(&endless), endless.len());
 }
+
+#[test]
+fn a_goodbye_in_the_middle_of_a_handshake_ends_its_step_whatever_follows() {
+    let (_, client, server) = tls(&[1], "a").configs();
+    let mut connection = ServerConnection::new(server).unwrap();
+    let name = ServerName::try_from(NAME).unwrap();
+    let mut dialler = rustls::ClientConnection::new(client, name).unwrap();
+    let mut said = Vec::new();
+    dialler.write_tls(&mut said).unwrap();
+    // close_notify, and the beginning of a record that is longer than what is taken at once.
+    said.extend([21, 3, 3, 0, 2, 1, 0, 22, 3, 3, 0x40, 0]);
+    said.extend([0; 9000]);
+    let (_, left) = take(&mut connection, &said);
+    assert!(connection.is_handshaking() && !left.is_empty());
+}
