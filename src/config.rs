@@ -312,7 +312,6 @@ keys! {
     "node.advertise_cidr" optional_text: node.advertise_cidr;
     "node.admin" optional_address: node.admin;
     "node.tags" table: node.tags;
-    "admin.edit_registry" switch: admin.edit_registry;
     "node.drain" duration(0, 86_400_000): node.drain;
     "registry.endpoints" urls: registry.endpoints;
     "registry.data_dir" optional_text: data_dir;
@@ -398,6 +397,7 @@ keys! {
     "admin.header_timeout" duration(50, 600_000): admin.header_timeout;
     "admin.body_timeout" duration(50, 600_000): admin.body_timeout;
     "admin.write_timeout" duration(50, 600_000): admin.write_timeout;
+    "admin.edit_registry" switch: admin.edit_registry;
     "log.level" level: log_level;
 }
 

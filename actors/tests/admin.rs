@@ -200,7 +200,6 @@ plays! {
         ..RegistrySnapshot::default()
     };
     "registry" ListKeys => Result<Vec<KeyView>, RegistryError>, |_, ListKeys { prefix }| Ok(vec![KeyView {
-            binary: false,
         key: format!("/troupe/{prefix}"),
         value: json!({"a": 1}),
         create_revision: 1,
@@ -209,6 +208,7 @@ plays! {
         ttl_s: Some(100),
         owner: Some("alpha".into()),
         stale: None,
+        binary: false,
     }]);
     "registry" EditKey => Result<i64, EditRefused>, |_, edit| match edit.seen {
         2 => Ok(9),

@@ -216,7 +216,6 @@ mod tests {
 
     fn view(keys: &[(&str, i64)]) -> BTreeMap<String, KeyView> {
         let key = |(key, revision): &(&str, i64)| KeyView {
-            binary: false,
             key: (*key).to_owned(),
             value: json!(1),
             create_revision: 1,
@@ -225,6 +224,7 @@ mod tests {
             ttl_s: None,
             owner: None,
             stale: None,
+            binary: false,
         };
         let keys = keys.iter().map(key);
         keys.map(|k| (k.key.clone(), k)).collect()

@@ -348,6 +348,11 @@ impl Ledger {
         self.lines.needs(line)
     }
 
+    /// What a task that is open asks for.
+    pub fn needs_of(&self, task: &Task) -> Option<&Needs> {
+        self.needs(task.line)
+    }
+
     /// The task that is next in a line, and its place among all.
     pub fn first(&mut self, line: u32) -> Option<(Place, &Task)> {
         let tasks = &self.tasks;

@@ -52,17 +52,15 @@ pub(super) async fn edit(
         ..Txn::default()
     };
     let mut found = backend.txn(read).await?.reads;
-    let now = found.pop().and_then(|mut kvs| kvs.pop());
-    let is = now.as_ref().map_or(0, |kv| kv.mod_revision);
-    if is != edit.seen || now.is_none() {
-        return Err(EditRefused::Changed {
-            key,
-            seen: edit.seen,
-            is,
-        });
-    }
-    let bytes = now.as_ref().map(|kv| &kv.value);
-    if edit.value.is_some() && (key.starts_with(&keys.journal()) || bytes.is_some_and(is_binary)) {
+    let seen = edit.seen;
+    let now = match found.pop().and_then(|mut kvs| kvs.pop()) {
+        Some(now) if now.mod_revision == seen => now,
+        other => {
+            let is = other.map_or(0, |kv| kv.mod_revision);
+            return Err(EditRefused::Changed { key, seen, is });
+        }
+    };
+    if edit.value.is_some() && (key.starts_with(&keys.journal()) || is_binary(&now.value)) {
         return Err(EditRefused::Binary { key });
     }
     let change = match edit.value {
@@ -70,11 +68,11 @@ pub(super) async fn edit(
         Some(value) => Op::Put {
             key: key.clone(),
             value,
-            lease: now.map_or(0, |kv| kv.lease),
+            lease: now.lease,
         },
     };
     let txn = Txn {
-        when: vec![Compare::Modified(key.clone(), edit.seen)],
+        when: vec![Compare::Modified(key.clone(), seen)],
         then: vec![change],
         otherwise: Vec::new(),
     };
@@ -85,11 +83,8 @@ pub(super) async fn edit(
     if outcome.succeeded {
         return Ok(outcome.stamp.revision);
     }
-    Err(EditRefused::Changed {
-        key,
-        seen: edit.seen,
-        is: outcome.stamp.revision,
-    })
+    let is = outcome.stamp.revision;
+    Err(EditRefused::Changed { key, seen, is })
 }
 
 /// Changes under `prefix` from now on.

@@ -137,10 +137,11 @@ impl Conduct {
             let what = format!("{node} was away for more than {PAUSE:?} and does not notice");
             return Some((13, what));
         }
-        if record.event.split('.').next() != Some("sim") {
+        let kind = record.event.split('.').next().unwrap_or_default();
+        if kind != "sim" {
             self.running.entry(place.clone()).or_insert(record.at);
         }
-        match record.event.split('.').next().unwrap_or_default() {
+        match kind {
             "master" => self.mastership(&place, record),
             "task" => self.task(&place, record),
             "worker" => self.worker(&place, record),

@@ -156,6 +156,7 @@ impl Tls {
         }
     }
 
+    /// The handshake itself, with [`Self::compute`] for what costs.
     async fn shake(
         &self,
         config: Arc<ServerConfig>,
@@ -238,14 +239,16 @@ fn records(heard: &[u8]) -> usize {
         if !RECORD_KINDS.contains(&kind) || length > LONGEST_RECORD {
             return heard.len();
         }
-        at += RECORD_HEAD + length;
-        if at > heard.len() {
-            return at - RECORD_HEAD - length;
+        let end = at + RECORD_HEAD + length;
+        if end > heard.len() {
+            break;
         }
+        at = end;
     }
     at
 }
 
+/// Hands over what was heard, until the handshake is over; answers whether it goes on, and what was not taken.
 fn take<'a>(
     connection: &mut ServerConnection,
     mut heard: &'a [u8],

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use super::recorder::Fate;
 use super::{MasterActor, millis, now};
 use crate::id::{AttemptId, TaskId};
-use crate::master::ledger::{Accepted, Full, Needs, State};
+use crate::master::ledger::{Accepted, Full, State};
 use crate::master::placements::excluded_view;
 use crate::master::view::view;
 use crate::master::{
@@ -287,13 +287,10 @@ impl MasterActor {
             };
             shown.placement = reign.placements.of(attempt, |id| self.name_of(id));
         }
-        if let (State::Queued, Some(cluster)) = (&task.state, cluster) {
-            let needs = Needs {
-                job: task.spec.job.clone(),
-                require: (*task.spec.require).clone(),
-            };
+        let needs = reign.ledger.needs_of(task);
+        if let (State::Queued, Some(cluster), Some(needs)) = (&task.state, cluster, needs) {
             let works = self.seed.settings.master_works;
-            let (_, excluded) = reign.roster.sort(&needs, cluster, works, |_| 0, now());
+            let (_, excluded) = reign.roster.sort(needs, cluster, works, |_| 0, now());
             view.excluded = excluded_view(&excluded, |id| self.name_of(id));
         }
         Some(view)
